@@ -1,0 +1,135 @@
+"""Saturation: ESTABLISHED connections of a leg against the connections its endpoint can hold.
+
+The limit is the number of usable slots: for PostgreSQL max_connections less the reserved ones.
+`--limit auto` reads it without a database connection from the postmaster that is proven to own
+the port: its command line, pg_control, its configuration confirmed by the listener's backlog, or
+that backlog alone; where none of them tells, the check is UNKNOWN and asks for --limit.
+
+`established` is judged. `free` (usable slots left) has thresholds of its own, such as
+--free-critical 5: for "fewer than 5 left". `not_accepted` are connections that the kernel has
+completed and the server has not yet accepted: they count as established, as their clients see it.
+"""
+
+from check_pgsock import options as opts
+from check_pgsock.errors import UsageError
+from check_pgsock.legs import Leg, top_peers
+from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.plugin import run as run_check
+from check_pgsock.socket_check import listener_floor, open_reader
+from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_RECV, Tally
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import NoReturn, Optional
+
+    from check_pgsock.limits import Limit
+
+
+def parse_limit(text: str) -> "Optional[int]":
+    """A number of slots, or None for auto."""
+    return None if text == "auto" else opts.parse_count(text)
+
+
+def add_options(parser: opts.Parser) -> None:
+    """The options of this check alone."""
+    parser.add_argument(
+        "--limit", metavar="N|auto", type=opts.argument(parse_limit), default=None,
+        help="usable slots of the endpoint (nothing is subtracted), or auto: read it from the "
+        "PostgreSQL server on this host, without a connection (default: auto)",
+    )  # fmt: skip
+
+
+def validate(options: "Namespace") -> None:
+    """Several ports are one pool, whose size nothing but the administrator knows."""
+    if options.limit is None and len(set(options.port)) > 1:
+        raise UsageError("several --port are one pool and need its size: name it with --limit N")
+
+
+def probe(run: Run) -> Report:
+    """Count the leg's sockets, find the limit, put both into words."""
+    leg = opts.chosen_leg(run.options)
+    reader = open_reader(run)
+    tally = reader.count(leg.query(ESTABLISHED, CLOSE_WAIT, SYN_RECV, LISTEN))
+    floor = listener_floor(run, leg, tally.listeners)
+    notes: list[str] = []
+    told: list[str] = []
+    slots: Optional[int] = run.options.limit
+    if slots is None and floor is None:
+        from check_pgsock.auto_limit import read_limit  # many runs are told the limit
+
+        limit, proof, pending = read_limit(
+            leg, reader, tally.listeners, run.options.proc_root, run.deadline
+        )
+        slots = limit.usable
+        notes += limit_notes(limit, pending)
+        told.append(
+            f"limit: {slots} usable of max_connections {limit.max_connections}, "
+            f"read from {limit.source}; whose server it is: {proof}"
+        )
+    elif slots is not None:
+        told.append(f"limit: {slots} usable, given by --limit")
+    return Report(
+        headline(tally.count(ESTABLISHED), slots, leg),
+        measure(tally, slots),
+        notes=notes,
+        who=lambda: top_peers(reader.sockets(leg.query(ESTABLISHED)), "established"),
+        told=told,
+        details=reader.describe(),
+        floor=floor,
+    )
+
+
+def limit_notes(limit: "Limit", pending: "Optional[str]") -> "list[str]":
+    """What qualifies a limit that was read."""
+    notes = [pending] if pending else []
+    if limit.assumed:
+        notes.append(
+            f"{limit.reserved} reserved slots are assumed (the defaults; their settings cannot be "
+            "read from here)"
+        )
+    return notes
+
+
+def headline(established: int, slots: "Optional[int]", leg: Leg) -> str:
+    """`42 of 97 connections (43 %) on port 5432`"""
+    if slots is None:
+        return f"{established} connections {leg.describe()}, limit unknown"
+    share = 100 * established / slots
+    return f"{established} of {slots} connections ({share:.0f} %) {leg.describe()}"
+
+
+def measure(tally: Tally, slots: "Optional[int]") -> "list[Metric]":
+    """The metrics of this check; those that need the limit are left out without one."""
+    established = tally.count(ESTABLISHED)
+    metrics = [Metric("established", established, maximum=slots, base=slots)]
+    if slots is not None:
+        metrics += [
+            Metric("limit", slots),
+            Metric("utilization", round(100 * established / slots, 1), "%"),
+            Metric("free", max(slots - established, 0), maximum=slots),
+        ]
+    return [
+        *metrics,
+        Metric("close_wait", tally.count(CLOSE_WAIT)),
+        Metric("syn_recv", tally.count(SYN_RECV)),
+        Metric("not_accepted", tally.not_accepted),
+    ]
+
+
+SPEC = CheckSpec(
+    name="saturation",
+    description=__doc__,
+    judged=(
+        Judged("established", "ESTABLISHED connections", "80%", "90%", percent_of="the limit"),
+        Judged("free", "usable slots left", percent_of="the limit"),
+    ),
+    probe=probe,
+    add_options=add_options,
+    validate=validate,
+)
+
+
+def main() -> "NoReturn":
+    """Entry point of check_pgsock_saturation."""
+    run_check(SPEC)

@@ -1,0 +1,122 @@
+"""Legs: which end of the pool's connections is looked at; pure.
+
+The server leg holds the sockets whose local port is the endpoint's, the client leg those whose
+remote port is. Where both ends of a connection are on one host (loopback, a local pooler) each
+end belongs to one leg, so nothing is counted twice.
+"""
+
+import socket
+
+from check_pgsock.sockets.model import Listener, Query, Socket, state_mask
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Optional
+
+WILDCARDS = (bytes(4), bytes(16))
+
+
+class Network:
+    """A CIDR block: packed network address (folded) and the bits that count."""
+
+    __slots__ = ("_bits", "_length", "_prefix", "text")
+
+    def __init__(self, packed: bytes, prefix_length: int, text: str) -> None:
+        self.text = text
+        self._length = len(packed)
+        self._bits = len(packed) * 8 - prefix_length
+        self._prefix = int.from_bytes(packed, "big") >> self._bits
+
+    def __contains__(self, packed: bytes) -> bool:
+        return (
+            len(packed) == self._length
+            and int.from_bytes(packed, "big") >> self._bits == self._prefix
+        )
+
+
+class Leg:
+    """One end of the connections of one endpoint (or several that form one pool)."""
+
+    __slots__ = ("address", "excluded_peers", "peers", "ports", "server")
+
+    def __init__(
+        self,
+        ports: "tuple[int, ...]",
+        server: bool = True,
+        address: "Optional[bytes]" = None,
+        peers: "tuple[Network, ...]" = (),
+        excluded_peers: "tuple[Network, ...]" = (),
+    ) -> None:
+        self.ports = ports
+        self.server = server
+        self.address = address
+        self.peers = peers
+        self.excluded_peers = excluded_peers
+
+    @property
+    def filter(self) -> "Optional[Callable[[bytes, bytes], bool]]":
+        """What decides by (local address, remote address); None where every socket counts."""
+        if self.address is None and not self.peers and not self.excluded_peers:
+            return None
+        return self._accepts
+
+    def _accepts(self, local: bytes, remote: bytes) -> bool:
+        if self.address is not None and local != self.address:
+            return False
+        if self.peers and not any(remote in network for network in self.peers):
+            return False
+        return not any(remote in network for network in self.excluded_peers)
+
+    def query(self, *states: int, info: bool = False) -> Query:
+        """The query for this leg's sockets in `states`."""
+        return Query(self.ports, self.server, state_mask(*states), self.filter, info)
+
+    def listeners(self, found: "list[Listener]") -> "list[Listener]":
+        """Those of the listeners `found` that accept this leg's connections.
+
+        Peers filter no listener. With an address, a listener counts if it is bound to that
+        address or to a wildcard; an IPv4 wildcard takes no IPv6 connection.
+        """
+        chosen = [one for one in found if one.port in self.ports]
+        if self.server and self.address is not None:
+            wildcards = WILDCARDS[1:] if len(self.address) == 16 else WILDCARDS
+            exact = [one for one in chosen if one.address == self.address]
+            return exact or [one for one in chosen if one.address in wildcards]
+        return chosen
+
+    def missing_ports(self, found: "list[Listener]") -> "list[int]":
+        """The ports that none of the listeners `found` accepts this leg's connections on."""
+        listened = {one.port for one in self.listeners(found)}
+        return [port for port in self.ports if port not in listened]
+
+    def describe(self) -> str:
+        """The leg in words, as status lines name it: `on port 5432`, `to port 5432`."""
+        word = "port" if len(self.ports) == 1 else "ports"
+        text = f"{'on' if self.server else 'to'} {word} {', '.join(map(str, self.ports))}"
+        if self.address is not None:
+            text += f" {'at' if self.server else 'from'} {format_address(self.address)}"
+        if self.peers:
+            text += f" with {', '.join(network.text for network in self.peers)}"
+        if self.excluded_peers:
+            text += f" without {', '.join(network.text for network in self.excluded_peers)}"
+        return text
+
+
+def format_address(packed: bytes) -> str:
+    """The address in its usual spelling (RFC 5952 for IPv6)."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def top_peers(sockets: "list[Socket]", noun: str, most: int = 10) -> "list[str]":
+    """Lines that say which remote addresses hold most of `sockets`; at most `most` lines."""
+    counts: dict[bytes, int] = {}
+    for one in sockets:
+        counts[one.remote_address] = counts.get(one.remote_address, 0) + 1
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ranked if len(ranked) <= most else ranked[: most - 1]
+    lines = [f"peer {format_address(peer)}: {count} {noun}" for peer, count in shown]
+    if len(ranked) > len(shown):
+        rest = sum(count for _, count in ranked[len(shown) :])
+        lines.append(f"{len(ranked) - len(shown)} more peers: {rest} {noun}")
+    return lines
+

@@ -1,0 +1,252 @@
+"""The command line all executables share: parsing, validation, and what argparse gets wrong.
+
+argparse exits 2 on a usage error, which a monitoring system reads as CRITICAL, and takes a range
+that begins with `-` for an option. Here every usage error is a UsageError: one sentence, exit 3.
+"""
+
+import argparse
+import math
+import socket
+
+from check_pgsock import __version__
+from check_pgsock.errors import UsageError
+from check_pgsock.legs import Leg, Network
+from check_pgsock.sockets.model import fold_address
+from check_pgsock.thresholds import LOOKS_LIKE_RANGE, Threshold
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn, Optional
+
+DEFAULT_PORT = 5432
+DEFAULT_TIMEOUT = 8.0
+LONGEST_TIMEOUT = 3600.0
+
+
+class Shown(Exception):
+    """Help or version was asked for: the text to print, instead of a check."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that neither prints nor exits, and knows options that take ranges."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._range_options: set[str] = set()
+
+    def add_range(
+        self,
+        group: "argparse._ArgumentGroup",
+        *names: str,
+        default: "Optional[str]",
+        help: str,
+    ) -> None:
+        """Add an option whose value is a threshold range to `group`."""
+        self._range_options.update(names)
+        group.add_argument(
+            *names,
+            metavar="RANGE",
+            type=argument(Threshold),
+            default=None if default is None else Threshold(default),
+            help=f"{help} (default: {default or 'none'})".replace("%", "%%"),
+        )
+
+    def parse(self, arguments: "Sequence[str]") -> argparse.Namespace:
+        """Parse; raises UsageError, or Shown for --help and --version."""
+        joined: list[str] = []
+        pending: Optional[str] = None
+        for one in arguments:
+            if pending is not None and one[:1] == "-" and LOOKS_LIKE_RANGE.fullmatch(one):
+                joined[-1] = f"{pending}={one}" if pending.startswith("--") else pending + one
+                pending = None
+                continue
+            joined.append(one)
+            pending = one if one in self._range_options else None
+        options, rest = self.parse_known_args(joined)
+        if rest:
+            self.error(f"unknown option {' '.join(rest)}")
+        return options
+
+    def error(self, message: str) -> "NoReturn":
+        """Raise what argparse would print."""
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+class _Show(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: "Optional[str]" = None,
+    ) -> None:
+        if self.dest == "help":
+            raise Shown(parser.format_help())
+        raise Shown(f"{parser.prog} {__version__}\n")
+
+
+class argument:
+    """Wrap a parser of one value so that its ValueError becomes argparse's error sentence."""
+
+    def __init__(self, parse: "object") -> None:
+        self._parse = parse
+
+    def __call__(self, text: str) -> object:
+        try:
+            return self._parse(text)  # type: ignore[operator]
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_common(parser: Parser) -> None:
+    """The options of every executable but its thresholds."""
+    parser.add_argument(
+        "-t", "--timeout", metavar="SECONDS", type=argument(parse_seconds), default=DEFAULT_TIMEOUT,
+        help="the whole run ends by then, as UNKNOWN if there is no verdict (default: 8)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--state-dir", metavar="DIR",
+        help="where checks that need history keep it "
+        "(default: /var/lib/check_pgsock where it is ours, else $XDG_STATE_HOME/check_pgsock)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0,
+        help="add lines: who holds the connections (-v), how it was measured (-vv), "
+        "everything (-vvv)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-V", "--version", action=_Show, nargs=0, default=argparse.SUPPRESS,
+        help="show the version and exit 3",
+    )  # fmt: skip
+    parser.add_argument(
+        "-h", "--help", action=_Show, nargs=0, default=argparse.SUPPRESS,
+        help="show this help and exit 3",
+    )  # fmt: skip
+
+
+def add_socket_options(parser: Parser) -> None:
+    """The options of every check that reads sockets."""
+    group = parser.add_argument_group("sockets")
+    group.add_argument(
+        "-p", "--port", metavar="PORT", type=argument(parse_port), action="append", default=[],
+        help=f"port of the endpoint; repeated, the ports form one pool (default: {DEFAULT_PORT})",
+    )  # fmt: skip
+    group.add_argument(
+        "--leg", choices=("server", "client"), default="server",
+        help="server: connections accepted on the port here; "
+        "client: connections opened from here to the port (default: server)",
+    )  # fmt: skip
+    group.add_argument(
+        "--address", metavar="ADDR", type=argument(parse_address),
+        help="only sockets with this local address",
+    )  # fmt: skip
+    group.add_argument(
+        "--peer", metavar="CIDR", type=argument(parse_network), action="append", default=[],
+        help="only sockets whose remote address lies in this network; repeatable",
+    )  # fmt: skip
+    group.add_argument(
+        "--exclude-peer", metavar="CIDR", type=argument(parse_network), action="append", default=[],
+        help="no sockets whose remote address lies in this network; repeatable",
+    )  # fmt: skip
+    group.add_argument(
+        "--source", choices=("auto", "netlink", "procfs"), default="auto",
+        help="where sockets are read; auto: netlink, and procfs where that fails (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--proc-root", metavar="DIR",
+        help="read DIR/net/tcp, of a saved copy, or DIR/1/net/tcp where DIR is a host's live /proc",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-listener", choices=("ok", "warning", "critical", "unknown"), default="unknown",
+        help="service state when nothing listens on the port, server leg (default: unknown)",
+    )  # fmt: skip
+
+
+def validate_socket_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for combinations that contradict each other."""
+    if options.proc_root is not None and options.source == "netlink":
+        raise UsageError("--proc-root is read by procfs and --source names netlink; drop one")
+    if options.proc_root == "":
+        raise UsageError("--proc-root is empty; name the directory that holds net/tcp")
+
+
+def chosen_leg(options: argparse.Namespace) -> Leg:
+    """The leg that the socket options name."""
+    return Leg(
+        tuple(dict.fromkeys(options.port)) or (DEFAULT_PORT,),
+        options.leg == "server",
+        options.address,
+        tuple(options.peer),
+        tuple(options.exclude_peer),
+    )
+
+
+def parse_port(text: str) -> int:
+    """A TCP port, 1 to 65535."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65535:
+        raise ValueError(f"'{text}' is no port, 1 to 65535")
+    return int(text)
+
+
+def parse_seconds(text: str) -> float:
+    """A positive time in seconds."""
+    seconds = parse_number(text)
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise ValueError(f"'{text}' is no time in seconds, above 0, at most {LONGEST_TIMEOUT:g}")
+    return seconds
+
+
+def parse_number(text: str) -> float:
+    """A finite number."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"'{text}' is no number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"'{text}' is no number")
+    return number
+
+
+def parse_count(text: str) -> int:
+    """A whole number, 1 or more."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:19]) <= 10**9:
+        raise ValueError(f"'{text}' is no whole number of 1 or more")
+    return int(text)
+
+
+def parse_address(text: str) -> bytes:
+    """An IPv4 or IPv6 address, packed and folded."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return fold_address(socket.inet_pton(family, text))
+        except (OSError, ValueError):
+            continue
+    raise ValueError(f"'{text}' is no IPv4 or IPv6 address")
+
+
+def parse_network(text: str) -> Network:
+    """A network in CIDR notation, or a single address."""
+    import ipaddress  # 4 ms, and rarely needed
+
+    if "%" in text:
+        raise ValueError(f"'{text}' has a zone; name the network alone")
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        if "host bits" in str(error):
+            right = ipaddress.ip_network(text, strict=False)
+            raise ValueError(f"'{text}' has host bits set; did you mean {right}?") from None
+        raise ValueError(f"'{text}' is no network such as 10.0.0.0/8 or 2001:db8::/32") from None
+    packed = network.network_address.packed
+    folded = fold_address(packed)
+    length = network.prefixlen
+    if len(folded) < len(packed) and length >= 96:
+        return Network(folded, length - 96, text)
+    return Network(packed, length, text)

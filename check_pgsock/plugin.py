@@ -1,0 +1,366 @@
+"""The only glue to nagiosplugin: from a check's specification to one verdict and one exit code.
+
+By phase: a check module describes itself in a `CheckSpec`; `run` parses the command line, starts
+the watchdog, hands a `Run` to the check's `probe`, which acquires and measures and returns a
+`Report`; nagiosplugin's contexts and ranges judge it; `_render` prints it, perfdata always on the
+first line (nagiosplugin prints it last at -v, where NRPE cuts it off).
+
+Exit codes 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Nothing is ever written to stderr.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+from check_pgsock import options as opts
+from check_pgsock.deadline import Deadline
+from check_pgsock.errors import PgsockError, UsageError
+from check_pgsock.text import clean, clip_bytes
+from check_pgsock.thresholds import Threshold
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from typing import Any, Callable, NoReturn, Optional, Union
+
+    Number = Union[int, float]
+
+FIRST_LINE_LIMIT = 990  # bytes; NRPE's old protocol cuts everything at 1,024
+LONG_OUTPUT_LIMIT = 60  # lines
+WHO_LINES = 10
+_EXIT = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
+
+
+class Judged:
+    """A label that thresholds apply to. The first of a check takes -w and -c, each further one
+    `--<label>-warning` and `--<label>-critical`.
+    """
+
+    __slots__ = ("critical", "label", "meaning", "percent_of", "warning")
+
+    def __init__(
+        self,
+        label: str,
+        meaning: str,
+        warning: "Optional[str]" = None,
+        critical: "Optional[str]" = None,
+        percent_of: "Optional[str]" = None,  # what `%` in a bound is of; None: a usage error
+    ) -> None:
+        self.label = label
+        self.meaning = meaning
+        self.warning = warning
+        self.critical = critical
+        self.percent_of = percent_of
+
+
+class CheckSpec:
+    """What a check module says of itself."""
+
+    __slots__ = ("add_options", "description", "judged", "name", "probe", "sockets", "validate")
+
+    def __init__(
+        self,
+        name: str,
+        description: str,
+        judged: "tuple[Judged, ...]",
+        probe: "Callable[[Run], Report]",
+        add_options: "Callable[[opts.Parser], None]",
+        validate: "Optional[Callable[[Namespace], None]]" = None,
+        sockets: bool = True,  # whether the options of the socket checks apply
+    ) -> None:
+        self.name = name
+        self.description = description
+        self.judged = judged
+        self.probe = probe
+        self.add_options = add_options
+        self.validate = validate
+        self.sockets = sockets
+
+    @property
+    def executable(self) -> str:
+        """check_pgsock_<name>"""
+        return f"check_pgsock_{self.name}"
+
+
+class Metric:
+    """One value of the perfdata. `base` is what a percentage in its bounds is of."""
+
+    __slots__ = ("base", "label", "maximum", "minimum", "uom", "value")
+
+    def __init__(
+        self,
+        label: str,
+        value: "Number",
+        uom: str = "",
+        minimum: "Optional[Number]" = 0,
+        maximum: "Optional[Number]" = None,
+        base: "Optional[int]" = None,
+    ) -> None:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError(f"{label} is {value}")
+        self.label = label
+        self.value = round(value, 3) if isinstance(value, float) else value
+        self.uom = uom
+        self.minimum = minimum
+        self.maximum = maximum
+        self.base = base
+
+
+class Report:
+    """What a check measured, before any verdict.
+
+    `notes` qualify the numbers (a bound, an assumption) and are always shown; `who` says who holds
+    the connections, is asked for only when shown, and may raise; `details` tell how (-v: `told`,
+    -vv: `details`). `floor` is a service state that holds whatever the metrics say, with its
+    reason.
+    """
+
+    __slots__ = ("details", "floor", "headline", "metrics", "notes", "told", "who")
+
+    def __init__(
+        self,
+        headline: str,
+        metrics: "list[Metric]",
+        notes: "Optional[list[str]]" = None,
+        who: "Optional[Callable[[], list[str]]]" = None,
+        told: "Optional[list[str]]" = None,
+        details: "Optional[list[str]]" = None,
+        floor: "Optional[tuple[str, str]]" = None,
+    ) -> None:
+        self.headline = headline
+        self.metrics = metrics
+        self.notes = notes or []
+        self.who = who
+        self.told = told or []
+        self.details = details or []
+        self.floor = floor
+
+
+class Run:
+    """What a check is handed: its options, the deadline, and how to ask about a threshold."""
+
+    __slots__ = ("deadline", "options", "spec")
+
+    def __init__(self, spec: CheckSpec, options: "Namespace", deadline: Deadline) -> None:
+        self.spec = spec
+        self.options = options
+        self.deadline = deadline
+
+    def exceeds(self, label: str, value: "Number", base: "Optional[int]" = None) -> bool:
+        """Whether `value` would raise WARNING or CRITICAL as `label`."""
+        context = _context(self, Metric(label, value, base=base))
+        return not (context.warning.match(value) and context.critical.match(value))
+
+
+def add_threshold_options(parser: opts.Parser, judged: "tuple[Judged, ...]") -> None:
+    """Add -w/-c for the first judged label, long options for each further one."""
+    group = parser.add_argument_group("thresholds")
+    for number, one in enumerate(judged):
+        of = f"; % is of {one.percent_of}" if one.percent_of else ""
+        for word in ("warning", "critical"):
+            names = (f"-{word[0]}", f"--{word}") if number == 0 else (_option(one.label, word),)
+            default = one.warning if word == "warning" else one.critical
+            meaning = f"{word} range of {one.label}, {one.meaning}{of}"
+            parser.add_range(group, *names, default=default, help=meaning)
+
+
+def run(spec: CheckSpec) -> "NoReturn":
+    """Run the check that `spec` describes and end the process."""
+    _silence()
+    verbose = 0
+    output = _Output(f"PGSOCK_{spec.name.upper()}")
+    try:
+        options = _parse(spec, sys.argv[1:])
+        verbose = options.verbose
+        deadline = Deadline(options.timeout)
+        threading.Thread(target=output.watch, args=(deadline,), daemon=True).start()
+        context = Run(spec, options, deadline)
+        output.end(*_judge(context, spec.probe(context)))
+    except opts.Shown as shown:
+        output.raw(str(shown), 3)
+    except PgsockError as error:
+        output.end("UNKNOWN", str(error), [], _traceback(verbose))
+    except Exception as error:  # noqa: BLE001 (the one entry point)
+        sentence = (
+            f"internal error, {type(error).__name__}: {error}; please report it with the "
+            "output of -vv"
+        )
+        output.end("UNKNOWN", sentence, [], _traceback(verbose))
+
+
+def _silence() -> None:
+    # libpq warns on stderr, and Icinga 2 puts stderr before the status line.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
+    parser = opts.Parser(spec.executable, spec.description)
+    add_threshold_options(parser, spec.judged)
+    if spec.sockets:
+        opts.add_socket_options(parser)
+    spec.add_options(parser)
+    opts.add_common(parser)
+    options = parser.parse(arguments)
+    for number, one in enumerate(spec.judged):
+        for word in ("warning", "critical"):
+            threshold = _threshold(options, one.label, number, word)
+            if threshold is not None and threshold.has_percent and one.percent_of is None:
+                raise UsageError(
+                    f"'{threshold}': {one.label} is judged in absolute numbers, without %; "
+                    f"see {spec.executable} --help"
+                )
+    if spec.sockets:
+        opts.validate_socket_options(options)
+    if spec.validate is not None:
+        spec.validate(options)
+    return options
+
+
+def _threshold(
+    options: "Namespace", label: str, number: int, word: str
+) -> "Optional[Threshold]":
+    name = word if number == 0 else f"{label}_{word}"
+    threshold: Optional[Threshold] = getattr(options, name)
+    return threshold
+
+
+def _option(label: str, word: str) -> str:
+    return f"--{label.replace('_', '-')}-{word}"
+
+
+def _context(run: Run, metric: Metric) -> "Any":
+    """The nagiosplugin context of a metric: its thresholds with absolute bounds."""
+    from nagiosplugin import ScalarContext
+
+    ranges = ["", ""]
+    for number, one in enumerate(run.spec.judged):
+        if one.label == metric.label:
+            for at, word in enumerate(("warning", "critical")):
+                threshold = _threshold(run.options, one.label, number, word)
+                if threshold is not None:
+                    try:
+                        ranges[at] = threshold.absolute(metric.base)
+                    except ValueError as error:
+                        raise UsageError(f"{one.label}: {error}") from None
+    return ScalarContext(metric.label, *ranges)
+
+
+def _judge(run: Run, report: Report) -> "tuple[str, str, list[str], list[str]]":
+    """Judge `report`; return service state, sentence, perfdata items and long output."""
+    import nagiosplugin
+
+    class Measured(nagiosplugin.Resource):  # type: ignore[misc]
+        def probe(self) -> "list[nagiosplugin.Metric]":
+            metrics = [
+                nagiosplugin.Metric(one.label, one.value, one.uom, one.minimum, one.maximum)
+                for one in report.metrics
+            ]
+            if report.floor is not None:
+                metrics.append(nagiosplugin.Metric("floor", report.floor[0]))
+            return metrics
+
+    class Floor(nagiosplugin.Context):  # type: ignore[misc]
+        def evaluate(self, metric: "Any", resource: object) -> "Any":
+            states = {
+                "ok": nagiosplugin.Ok,
+                "warning": nagiosplugin.Warn,
+                "critical": nagiosplugin.Critical,
+                "unknown": nagiosplugin.Unknown,
+            }
+            return self.result_cls(states[metric.value], report.floor and report.floor[1], metric)
+
+    contexts = [_context(run, one) for one in report.metrics]
+    check = nagiosplugin.Check(Measured(), Floor("floor"), *contexts)
+    check()
+    state = str(check.state).upper()
+    reasons, perfdata = [], []
+    for result in check.results:
+        item = result.metric.performance()
+        if item is not None:
+            perfdata.append(str(item))
+        if int(result.state) and result.hint:
+            named = f"{result.metric.name} {result.hint}" if item is not None else result.hint
+            reasons.append(named)
+    sentence = report.headline
+    if reasons:
+        sentence += f" ({'; '.join(sorted(reasons))})"
+    perfdata.sort(key=_order(report))
+    return state, sentence, perfdata if state != "UNKNOWN" else [], _long(run, report, state)
+
+
+def _order(report: Report) -> "Callable[[str], int]":
+    places = {one.label: place for place, one in enumerate(report.metrics)}
+    return lambda item: places[item.partition("=")[0]]
+
+
+def _long(run: Run, report: Report, state: str) -> "list[str]":
+    lines = list(report.notes)
+    verbose = run.options.verbose
+    if report.who is not None and (state != "OK" or verbose):
+        try:
+            lines += report.who()[:WHO_LINES]
+        except PgsockError as error:
+            lines.append(f"who holds the connections could not be read: {error}")
+    if verbose:
+        lines += report.told
+    if verbose > 1:
+        lines += report.details
+        spent = run.deadline.seconds - run.deadline.remaining()
+        lines.append(f"took {spent:.3f} s of {run.deadline.seconds:g} s")
+    return lines
+
+
+def _traceback(verbose: int) -> "list[str]":
+    if verbose < 2:
+        return []
+    import traceback
+
+    return traceback.format_exc().splitlines()
+
+
+class _Output:
+    """Prints the one verdict of the process, from whichever thread comes first."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._lock = threading.Lock()
+
+    def watch(self, deadline: Deadline) -> None:
+        """Wait for the deadline, then end the process as UNKNOWN.
+
+        A thread, since no signal handler of Python runs while the main thread is inside a system
+        call or name resolution.
+        """
+        import time
+
+        while True:
+            try:
+                time.sleep(deadline.remaining())
+            except PgsockError as error:
+                self.end("UNKNOWN", str(error), [], [])
+
+    def end(
+        self, state: str, sentence: str, perfdata: "list[str]", lines: "list[str]"
+    ) -> "NoReturn":
+        """Print the verdict and end the process with its exit code."""
+        tail = f" | {' '.join(perfdata)}" if perfdata else ""
+        head = clean(f"{self._prefix} {state} - {sentence}", 4000)
+        first = clip_bytes(head, FIRST_LINE_LIMIT - len(tail.encode())) + tail
+        long = [clean(line, 500) for line in lines[:LONG_OUTPUT_LIMIT]]
+        self.raw("\n".join([first, *long]) + "\n", _EXIT[state])
+
+    def raw(self, text: str, code: int) -> "NoReturn":
+        """Print `text` and end the process, without waiting for anything else in it."""
+        if not self._lock.acquire(timeout=1):
+            os._exit(3)
+        data = text.encode("utf-8", "replace")
+        try:
+            while data:
+                data = data[os.write(1, data) :]
+        except OSError:
+            code = 3  # nobody reads the verdict
+        os._exit(code)

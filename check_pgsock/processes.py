@@ -1,0 +1,154 @@
+"""Processes as /proc shows them: readers in `ProcessTable`, parsers beside it.
+
+Authority: proc(5). All of it but file descriptors, `cwd` and `exe` is readable by anyone, unless
+/proc is mounted with hidepid.
+"""
+
+import os
+import re
+import socket
+
+from check_pgsock.deadline import Deadline
+from check_pgsock.sockets.model import fold_address
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+# What PostgreSQL's server processes call themselves (task comm), in its own and others' packages.
+POSTGRES_COMMANDS = frozenset(("postgres", "postmaster", "edb-postgres"))
+TITLE_PREFIX = "postgres: "
+# host(port), as set_ps_display gets it from BackendInitialize; nothing the user names comes after.
+_CLIENT = re.compile(r"(?:^| )([0-9A-Fa-f:.]+)\((\d{1,5})\)(?= |$)")
+
+
+class Process:
+    """One process; `arguments` is its command line, or [title] where the process rewrote it."""
+
+    __slots__ = ("arguments", "command", "parent", "pid", "uid")
+
+    def __init__(
+        self, pid: int, parent: int, command: str, uid: int, arguments: "list[str]"
+    ) -> None:
+        self.pid = pid
+        self.parent = parent
+        self.command = command
+        self.uid = uid
+        self.arguments = arguments
+
+    @property
+    def title(self) -> str:
+        """The command line as ps shows it."""
+        return " ".join(self.arguments)
+
+
+def parse_stat(raw: bytes) -> "tuple[str, int]":
+    """Command and parent of /proc/PID/stat. The command may hold any character, also `)`."""
+    opening, closing = raw.index(b"("), raw.rindex(b")")
+    parent = int(raw[closing + 2 :].split(b" ", 2)[1])
+    return raw[opening + 1 : closing].decode("utf-8", "replace"), parent
+
+
+def parse_ids(raw: bytes, name: bytes) -> int:
+    """The effective id on the line `name` (b"Uid" or b"Gid") of /proc/PID/status."""
+    for line in raw.splitlines():
+        if line.startswith(name + b":"):
+            return int(line.split()[2])
+    raise ValueError(f"no {name.decode()} line")
+
+
+def parse_command_line(raw: bytes) -> "list[str]":
+    """The arguments of /proc/PID/cmdline; a rewritten title is one argument without its padding."""
+    return raw.rstrip(b"\0").decode("utf-8", "replace").split("\0")
+
+
+def parse_title_peer(title: str) -> "Optional[tuple[bytes, int]]":
+    """The packed address and port of the client in a backend's title, or None.
+
+    Read from the right: user and database names stand left of it and may look like one.
+    """
+    found = None
+    for match in _CLIENT.finditer(title):
+        found = match
+    if found is None:
+        return None
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            return fold_address(socket.inet_pton(family, found[1])), int(found[2])
+        except OSError:
+            continue
+    return None
+
+
+class ProcessTable:
+    """Reads processes below `root`; a process that ends while it is read is left out."""
+
+    def __init__(self, deadline: Deadline, root: str = "/proc") -> None:
+        self._deadline = deadline
+        self.root = root
+
+    def path(self, pid: int, *parts: str) -> str:
+        """The path of a process's file."""
+        return os.path.join(self.root, str(pid), *parts)
+
+    def commands(self) -> "dict[int, tuple[str, int]]":
+        """Command and parent of every process that may be seen, by process id."""
+        self._deadline.doing = f"reading the processes of {self.root}"
+        found = {}
+        try:
+            names = os.listdir(self.root)
+        except OSError:
+            return {}
+        for name in names:
+            if name.isdigit():
+                self._deadline.remaining()
+                raw = self._read(os.path.join(self.root, name, "stat"))
+                if raw:
+                    try:
+                        found[int(name)] = parse_stat(raw)
+                    except (ValueError, IndexError):
+                        continue
+        return found
+
+    def process(self, pid: int, command: str, parent: int) -> "Optional[Process]":
+        """The whole process, or None if it is gone."""
+        status, line = self._read(self.path(pid, "status")), self._read(self.path(pid, "cmdline"))
+        if not status or line is None:
+            return None
+        try:
+            uid = parse_ids(status, b"Uid")
+        except (ValueError, IndexError):
+            return None
+        return Process(pid, parent, command, uid, parse_command_line(line))
+
+    def group(self, pid: int) -> "Optional[int]":
+        """The effective group id of a process, or None if it is gone."""
+        status = self._read(self.path(pid, "status"))
+        try:
+            return parse_ids(status or b"", b"Gid")
+        except (ValueError, IndexError):
+            return None
+
+    def socket_inodes(self, pid: int) -> "Optional[set[int]]":
+        """Inodes of the sockets a process holds; None where its descriptors may not be read."""
+        directory = self.path(pid, "fd")
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            return None
+        inodes = set()
+        for name in names:
+            try:
+                target = os.readlink(os.path.join(directory, name))
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(int(target[8:-1]))
+        return inodes
+
+    def _read(self, path: str) -> "Optional[bytes]":
+        try:
+            with open(path, "rb", 0) as file:
+                return file.read()
+        except OSError:
+            return None

@@ -1,0 +1,1 @@
+"""Reading and parsing of the kernel's socket tables."""

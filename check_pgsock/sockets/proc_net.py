@@ -1,0 +1,160 @@
+"""/proc/net/tcp and tcp6: lines to sockets; nothing opened.
+
+Authority: get_tcp4_sock, get_openreq4, get_timewait4_sock in net/ipv4/tcp_ipv4.c and their IPv6
+twins. Addresses are 32-bit words in the byte order of the host that wrote the file, ports are
+plain hexadecimal numbers. The file says neither backlog nor cookie nor tcp_info.
+"""
+
+import re
+
+from check_pgsock.errors import MalformedError
+from check_pgsock.sockets.model import (
+    LISTEN,
+    Listener,
+    Query,
+    Socket,
+    Tally,
+    fold_address,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FIELDS = (
+    ("sl", rb"\d+:"),
+    ("local_address", rb"(?:[0-9A-F]{8}|[0-9A-F]{32}):[0-9A-F]{4}"),
+    ("rem_address", rb"(?:[0-9A-F]{8}|[0-9A-F]{32}):[0-9A-F]{4}"),
+    ("st", rb"0[1-9A-C]"),
+    ("tx_queue:rx_queue", rb"[0-9A-F]{8}:[0-9A-F]{8}"),
+    ("tr:tm->when", rb"0[0-4]:[0-9A-F]{8,16}"),
+    ("retrnsmt", rb"[0-9A-F]{8}"),
+    ("uid", rb"\d+"),
+    ("timeout", rb"\d+"),
+    ("inode", rb"\d+"),
+)
+_LINE = re.compile(
+    rb" *\d+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})"
+    rb" (0[1-9A-C]) ([0-9A-F]{8}):([0-9A-F]{8}) (0[0-4]):([0-9A-F]{8,16}) ([0-9A-F]{8})"
+    rb" +(\d+) +(\d+) +(\d+)(?: [ -~]*)?\n"
+)
+_HEADER = re.compile(rb" *sl +local_address +(?:rem|remote)_address +st tx_queue rx_queue .*\n")
+_TIMER_KEEPALIVE, _TIMER_PERSIST, _TIMER_RETRANSMIT = 2, 4, 1
+
+
+class Table:
+    """One file, fed line by line: validates each line, whatever its port.
+
+    `name` is what errors call the file; `byteorder` ("little" or "big") is the writing host's.
+    """
+
+    __slots__ = ("_byteorder", "_number", "_ports", "_query", "name")
+
+    def __init__(self, name: str, query: Query, byteorder: str) -> None:
+        self.name = name
+        self._query = query
+        self._ports = {b"%04X" % port for port in query.ports}
+        self._byteorder = byteorder
+        self._number = 0
+
+    def matches(self, lines: "list[bytes]") -> "Iterator[re.Match[bytes]]":
+        """Yield the matches of the lines that answer the query but for its addresses.
+
+        Raises MalformedError naming file, line and text.
+        """
+        ports, states = self._ports, self._query.states
+        port_group = 2 if self._query.local else 4
+        for line in lines:
+            self._number += 1
+            if self._number == 1:
+                if _HEADER.fullmatch(line) is None:
+                    raise MalformedError(f"{self._where()}: no header, but {_quoted(line)}")
+                continue
+            match = _LINE.fullmatch(line)
+            if match is None:
+                raise MalformedError(f"{self._where()}: {_diagnose(line)}")
+            if ports and match[port_group] not in ports:
+                continue
+            if states >> int(match[5], 16) & 1:
+                yield match
+
+    def close(self) -> None:
+        """Say that the file ended; raises MalformedError if it held not even a header."""
+        if self._number == 0:
+            raise MalformedError(f"{self.name} is empty, not even a header line")
+
+    def count(self, lines: "list[bytes]", tally: Tally) -> None:
+        """Add the sockets on `lines` to `tally`."""
+        accepts = self._query.accepts
+        for match in self.matches(lines):
+            state = int(match[5], 16)
+            if state == LISTEN:
+                tally.listeners.append(self._listener(match))
+            elif accepts is None or accepts(self._address(match[1]), self._address(match[3])):
+                tally.add(state, int(match[13]))
+
+    def sockets(self, lines: "list[bytes]") -> "Iterator[Socket]":
+        """Yield the sockets on `lines`, but listeners."""
+        accepts = self._query.accepts
+        for match in self.matches(lines):
+            if int(match[5], 16) != LISTEN:
+                socket = self._socket(match)
+                if accepts is None or accepts(socket.local_address, socket.remote_address):
+                    yield socket
+
+    def _socket(self, match: "re.Match[bytes]") -> Socket:
+        timer = int(match[8], 16)
+        if timer == _TIMER_RETRANSMIT:
+            retransmits = int(match[10], 16)
+        elif timer in (_TIMER_KEEPALIVE, _TIMER_PERSIST):
+            retransmits = int(match[12])  # the column is named timeout and holds the probes
+        else:
+            retransmits = 0
+        return Socket(
+            int(match[5], 16),
+            self._address(match[1]),
+            int(match[2], 16),
+            self._address(match[3]),
+            int(match[4], 16),
+            int(match[11]),
+            int(match[13]),
+            None,
+            timer,
+            int(match[9], 16) * 10,  # clock ticks, USER_HZ is 100 on every architecture
+            retransmits,
+            int(match[7], 16),
+            int(match[6], 16),
+            None,
+        )
+
+    def _listener(self, match: "re.Match[bytes]") -> Listener:
+        return Listener(
+            self._address(match[1]), int(match[2], 16), int(match[11]), int(match[13]), None,
+            int(match[7], 16), None,
+        )  # fmt: skip
+
+    def _address(self, text: bytes) -> bytes:
+        raw = bytes.fromhex(text.decode("ascii"))
+        if self._byteorder == "little":
+            raw = b"".join(raw[at : at + 4][::-1] for at in range(0, len(raw), 4))
+        return fold_address(raw)
+
+    def _where(self) -> str:
+        return f"{self.name} line {self._number}"
+
+
+def _diagnose(line: bytes) -> str:
+    if not line.endswith(b"\n"):
+        return f"the file ends within a line, {_quoted(line)}"
+    values = line.split()
+    for (name, pattern), value in zip(_FIELDS, values):
+        if re.fullmatch(pattern, value) is None:
+            return f"bad {name} {_quoted(value)}"
+    if len(values) < len(_FIELDS):
+        return f"{len(values)} fields, {len(_FIELDS)} are needed, {_quoted(line)}"
+    return f"not a line of this file, {_quoted(line)}"
+
+
+def _quoted(raw: bytes) -> str:
+    text = raw.strip().decode("ascii", "backslashreplace")
+    return repr(text if len(text) <= 60 else text[:60] + "...")

@@ -180,13 +180,13 @@ def run(spec: CheckSpec) -> "NoReturn":
     except opts.Shown as shown:
         output.raw(str(shown), 3)
     except PgsockError as error:
-        output.end("UNKNOWN", str(error), [], _traceback(verbose))
+        output.end("UNKNOWN", str(error), [], _traceback(verbose, 3))
     except Exception as error:  # noqa: BLE001 (the one entry point)
         sentence = (
             f"internal error, {type(error).__name__}: {error}; please report it with the "
             "output of -vv"
         )
-        output.end("UNKNOWN", sentence, [], _traceback(verbose))
+        output.end("UNKNOWN", sentence, [], _traceback(verbose, 2))
 
 
 def _silence() -> None:
@@ -314,8 +314,8 @@ def _long(run: Run, report: Report, state: str) -> "list[str]":
     return lines
 
 
-def _traceback(verbose: int) -> "list[str]":
-    if verbose < 2:
+def _traceback(verbose: int, least: int) -> "list[str]":
+    if verbose < least:
         return []
     import traceback
 

@@ -311,14 +311,21 @@ class LimitReader:
 
 
 def _is_roots(path: str) -> bool:
-    """Whether `path` is a file that only root can have put there."""
+    """Whether `path` is a program that only root can have put there: it and every directory
+    above it are root's, and nobody else may write to them (a sticky directory keeps others from
+    replacing root's entries).
+    """
     if not path.startswith("/"):
         return False
     try:
         real = os.path.realpath(path)
+        if not stat.S_ISREG(os.stat(real).st_mode):
+            return False
         while True:
             status = os.stat(real)
-            if status.st_uid != 0 or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            writable = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+            if status.st_uid != 0 or (writable and not sticky):
                 return False
             if real == "/":
                 return True

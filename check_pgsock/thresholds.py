@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from typing import Optional
 
 _BOUND = r"-?(?:\d+(?:\.\d+)?|\.\d+)%?"
-_RANGE = re.compile(rf"(?P<invert>@)?(?:(?P<start>~|{_BOUND})?(?P<colon>:))?(?P<end>{_BOUND})?")
-LOOKS_LIKE_RANGE = re.compile(r"[@~:.\d%-]+")
+_RANGE = re.compile(rf"(?P<invert>@)?(?:(?P<start>~|{_BOUND})?:)?(?P<end>{_BOUND})?", re.ASCII)
+LOOKS_LIKE_RANGE = re.compile(r"[@~:.\d%-]+", re.ASCII)
 
 
 class Threshold:

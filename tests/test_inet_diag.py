@@ -1,0 +1,213 @@
+"""Netlink replies: recorded bytes to values, and every way they can be wrong."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import sys
+
+import pytest
+
+from check_pgsock.errors import MalformedError, SourceError
+from check_pgsock.sockets import inet_diag, model
+from check_pgsock.sockets.model import Query, Socket, Tally, TcpInfo
+from tests.moment import LISTENERS, LOCAL4, LOCAL6, MOMENT, SOCKETS
+
+pytestmark = pytest.mark.skipif(
+    sys.byteorder != "little", reason="the moment was recorded on a little-endian host"
+)
+ALL = (MOMENT / "all.bin").read_bytes()
+DONE = struct.pack("=IHHIIi", 20, 3, 2, 1, 0, 0)
+
+
+def parsed(data: bytes) -> list[Socket]:
+    """The sockets of a whole dump."""
+    dump = inet_diag.Dump(1)
+    found = [one for run in dump.runs(data) for one in inet_diag.parse_sockets(data, run)]
+    assert dump.done
+    return found
+
+
+def counted(data: bytes, accepts: object = None) -> Tally:
+    """The tally of a whole dump."""
+    tally, dump = Tally(), inet_diag.Dump(1)
+    for run in dump.runs(data):
+        inet_diag.count_sockets(data, run, tally, accepts)  # type: ignore[arg-type]
+    return tally
+
+
+def message(kind: int, payload: bytes, flags: int = 2, sequence: int = 1) -> bytes:
+    """One netlink message."""
+    return struct.pack("=IHHII", 16 + len(payload), kind, flags, sequence, 0) + payload
+
+
+def body(state: int = 1, inode: int = 7) -> bytes:
+    """An inet_diag_msg from 127.0.0.1:5432 to 127.0.0.1:40000."""
+    return struct.pack(
+        "=BBBB2s2s16s16sIQIIIII",
+        2, state, 0, 0, b"\x15\x38", b"\x9c\x40", LOCAL4, LOCAL4, 0, 99, 0, 0, 0, 0, inode,
+    )  # fmt: skip
+
+
+def test_every_field_of_every_socket() -> None:
+    assert sorted(parsed(ALL)) == sorted(SOCKETS)
+
+
+def test_every_field_of_every_listener() -> None:
+    assert sorted(counted(ALL).listeners) == LISTENERS
+
+
+def test_tally_by_state() -> None:
+    tally = counted(ALL)
+    states = [0] * len(model.STATE_NAMES)
+    for one in SOCKETS:
+        states[one.state] += 1
+    assert tally.states == states
+    assert tally.not_accepted == 2
+    assert tally.count(model.SYN_RECV) == 1
+
+
+def test_tally_of_a_filter_equals_the_filtered_sockets() -> None:
+    tally = counted(ALL, lambda local, remote: local == LOCAL6)
+    assert tally.count(model.ESTABLISHED) == 2
+    assert sum(tally.states) == 2
+    assert len(tally.listeners) == 3  # addresses filter no listener
+    tally = counted(ALL, lambda local, remote: len(remote) == 4)
+    assert (tally.count(model.ESTABLISHED), tally.not_accepted) == (9, 2)
+
+
+def test_tcp_info() -> None:
+    found = {one.remote_port: one.info for one in parsed((MOMENT / "info.bin").read_bytes())}
+    assert found == {
+        40001: TcpInfo(108, 108, 0, 5),
+        40004: TcpInfo(108, 108, 0, 1),
+        40006: TcpInfo(56, 56, 0, 0),
+        40007: TcpInfo(56, 56, 0, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("room", "expected"),
+    [(60, (None, None)), (104, (None, None)), (128, (17, None)), (136, (17, 19))],
+)
+def test_tcp_info_of_an_older_kernel_is_shorter(
+    room: int, expected: tuple[int | None, int | None]
+) -> None:
+    info = bytearray(280)
+    struct.pack_into("=IIII", info, 44, 1, 2, 3, 4)
+    struct.pack_into("=QQ", info, 120, 17, 19)
+    data = message(20, body() + struct.pack("=HH", 4 + room, 2) + info[:room])
+    assert parsed(data + DONE)[0].info == TcpInfo(1, 3, *expected)
+
+
+def test_a_due_timer_that_wraps_is_zero() -> None:
+    raw = bytearray(message(20, body()))
+    struct.pack_into("=I", raw, 16 + 52, 0xFFFFFFF0)
+    assert parsed(bytes(raw) + DONE)[0].expires_ms == 0
+
+
+def test_runs_of_unequal_messages_are_kept_apart() -> None:
+    longer = message(20, body(8) + struct.pack("=HHI", 8, 15, 0))
+    data = message(20, body()) * 3 + longer * 2 + message(20, body(6, 0)) * 300 + DONE
+    assert [run[2] for run in inet_diag.Dump(1).runs(data)] == [3, 2, 300]
+    tally = counted(data)
+    assert (tally.states[1], tally.states[8], tally.states[6]) == (3, 2, 300)
+    assert tally.not_accepted == 0
+
+
+def test_inode_zero_is_found_in_every_byte() -> None:
+    inodes = (0, 1, 1 << 8, 1 << 16, 1 << 24, 0)
+    data = b"".join(message(20, body(1, inode)) for inode in inodes) + DONE
+    assert counted(data).not_accepted == 2
+
+
+def test_errno_in_an_error_message() -> None:
+    with pytest.raises(SourceError) as caught:
+        parsed(message(2, struct.pack("=i", -errno.EPERM)))
+    assert str(caught.value) == (
+        "the netlink socket dump was refused with EPERM (Operation not permitted)"
+    )
+
+
+def test_errno_inside_done() -> None:
+    with pytest.raises(SourceError) as caught:
+        parsed(message(20, body()) + message(3, struct.pack("=i", -errno.ENOENT)))
+    assert str(caught.value) == (
+        "the netlink socket dump ended with ENOENT (No such file or directory)"
+    )
+
+
+def test_interrupted_is_said_by_the_flag_of_any_message() -> None:
+    dump = inet_diag.Dump(1)
+    list(dump.runs(message(20, body()) + message(20, body(), flags=0x12) + DONE))
+    assert dump.interrupted
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (message(20, body())[:10], "netlink reply: 10 stray bytes at 0"),
+        (message(20, body())[:-4], "netlink reply: bad message length 88 at 0"),
+        (struct.pack("=IHHII", 8, 20, 2, 1, 0), "netlink reply: bad message length 8 at 0"),
+        (message(20, body()[:-4]), "netlink reply: bad socket message length 84"),
+        (message(20, body(), sequence=7), "netlink reply: sequence 7, not 1"),
+        (message(99, b""), "netlink reply: unknown message type 99"),
+        (message(2, struct.pack("=i", 0)),
+         "netlink reply: an acknowledgement where sockets belong"),
+        (message(20, body(13)), "netlink reply: unknown socket state 13"),
+        (message(20, body() + struct.pack("=HH", 2, 2)), "netlink reply: bad attribute length 2"),
+        (message(20, body() + struct.pack("=HHI", 8, 2, 0)), "netlink reply: tcp_info of 4 bytes"),
+    ],
+)  # fmt: skip
+def test_malformed_replies_are_errors(data: bytes, sentence: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        parsed(data)
+    assert str(caught.value) == sentence
+
+
+def test_counting_refuses_an_unknown_state() -> None:
+    with pytest.raises(MalformedError):
+        counted(message(20, body(200)) + DONE)
+
+
+def bytecode_accepts(code: bytes, local: int, remote: int) -> bool:
+    """inet_diag_bc_run of the kernel for the operations that we use."""
+    at = 0
+    while at < len(code):
+        operation, yes_offset, no_offset = struct.unpack_from("=BBH", code, at)
+        port = struct.unpack_from("=BBH", code, at + 4)[2] if operation != 1 else 0
+        yes = {1: False, 11: local == port, 12: remote == port}[operation]
+        at += yes_offset if yes else no_offset
+    return at == len(code)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 100])
+@pytest.mark.parametrize("local", [True, False])
+def test_port_filter(count: int, local: bool) -> None:
+    ports = tuple(range(5432, 5432 + count))
+    code = inet_diag.pack_port_filter(ports, local)
+    for port in (5431, *ports, 5432 + count):
+        ends = (port, 9) if local else (9, port)
+        assert bytecode_accepts(code, *ends) == (port in ports)
+        assert not bytecode_accepts(code, *ends[::-1])
+
+
+def test_request_names_states_and_asks_for_no_extension() -> None:
+    request = inet_diag.pack_request(Query((5432,), True, 1 << 8), 5)
+    assert len(request) == 16 + 60 + 4 + 8
+    assert struct.unpack_from("=IHHII", request) == (88, 18, 0x301, 5, 0)
+    assert request[16:20] == bytes(4)
+    assert struct.unpack_from("=II", request, 16 + 52) == (1 << 8, 0)
+    assert inet_diag.pack_request(Query((5432,), True, 2, info=True), 5)[19] == 2
+
+
+def test_query_for_syn_recv_includes_request_sockets() -> None:
+    assert model.state_mask(model.SYN_RECV) == 1 << 3 | 1 << 12
+    assert model.state_mask(model.ESTABLISHED, model.LISTEN) == 1 << 1 | 1 << 10
+
+
+def test_mapped_addresses_fold() -> None:
+    mapped = bytes(10) + b"\xff\xff" + LOCAL4
+    assert model.fold_address(mapped) == LOCAL4
+    assert model.fold_address(LOCAL6) == LOCAL6
+    assert model.fold_address(LOCAL4) == LOCAL4

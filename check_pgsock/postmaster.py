@@ -24,7 +24,7 @@ from check_pgsock.sockets.model import Listener
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from typing import Callable, Optional
+    from typing import Any, Callable, Optional
 
     Peer = tuple[bytes, int]
 
@@ -259,7 +259,7 @@ class LimitReader:
         program = self._process.arguments[0]
         if not _is_roots(program):
             return None
-        answer = self._execute([program, "--version"], program)
+        (answer,) = self._execute(program, [[program, "--version"]])
         words = (answer or "").split()
         if len(words) < 3:
             return None
@@ -279,35 +279,52 @@ class LimitReader:
         except OSError:
             return {}
         executable = self._table.path(self._process.pid, "exe")
-        found = {}
-        for name in names:
-            arguments = [program, "-C", name, *self._process.arguments[1:], "-D", data]
-            value = limits.parse_whole((self._execute(arguments, executable) or "").strip())
-            if value is not None:
-                found[name] = value
-        return found
+        arguments = [*self._process.arguments[1:], "-D", data]
+        answers = self._execute(executable, [[program, "-C", name, *arguments] for name in names])
+        values = {name: limits.parse_whole(answer) for name, answer in zip(names, answers)}
+        return {name: value for name, value in values.items() if value is not None}
 
-    def _execute(self, arguments: "list[str]", executable: str) -> "Optional[str]":
+    def _execute(self, executable: str, commands: "list[list[str]]") -> "list[Optional[str]]":
+        """What the commands print, run side by side with the postmaster's rights at most; None
+        for one that fails.
+        """
         import subprocess
 
-        identity = {}
+        identity: dict[str, Any] = {}
         if os.geteuid() == 0:
             group = self._table.group(self._process.pid)
             if group is None or self._process.uid == 0:
-                return None
+                return [None] * len(commands)
             identity = {"user": self._process.uid, "group": group, "extra_groups": []}
+        running: list[subprocess.Popen[bytes]] = []
         try:
-            done = subprocess.run(
-                arguments, executable=executable, cwd="/", env={"LC_ALL": "C"},
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                timeout=self._deadline.remaining(), check=False, **identity,  # type: ignore[call-overload]
-            )  # fmt: skip
+            for command in commands:
+                running.append(
+                    subprocess.Popen(
+                        command,
+                        executable=executable,
+                        cwd="/",
+                        env={"LC_ALL": "C"},
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                        **identity,
+                    )
+                )
+            answers = [one.communicate(timeout=self._deadline.remaining())[0] for one in running]
         except subprocess.TimeoutExpired:
             self._deadline.remaining()
-            return None
+            raise
         except OSError:
-            return None
-        return done.stdout.decode("ascii", "replace") if done.returncode == 0 else None
+            return [None] * len(commands)
+        finally:
+            for one in running:
+                if one.returncode is None:
+                    one.kill()
+        return [
+            answer.decode("ascii", "replace").strip() if one.returncode == 0 else None
+            for one, answer in zip(running, answers)
+        ]
 
 
 def _is_roots(path: str) -> bool:

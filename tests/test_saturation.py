@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from tests import support
@@ -392,7 +393,7 @@ def _damage(root: Path, name: str) -> str:
 def test_a_damaged_proc_root_is_never_zero_connections(
     damage: str, check: str
 ) -> None:
-    with support.fresh_directory("pgsock-moment-") as root:
+    with fresh_directory("pgsock-moment-") as root:
         shutil.copytree(MOMENT / "net", root / "net")
         sentence = _damage(root, damage)
         limit = ["--limit", "9"] if check == "saturation" else []
@@ -401,7 +402,7 @@ def test_a_damaged_proc_root_is_never_zero_connections(
 
 
 def test_no_tcp6_is_a_kernel_without_ipv6() -> None:
-    with support.fresh_directory("pgsock-moment-") as root:
+    with fresh_directory("pgsock-moment-") as root:
         shutil.copytree(MOMENT / "net", root / "net")
         (root / "net" / "tcp6").unlink()
         done = support.run("close_wait", "--proc-root", str(root), "-vv")

@@ -1,0 +1,1 @@
+"""Whole-process measurements; figures are ratios within one run."""

@@ -7,11 +7,18 @@ end belongs to one leg, so nothing is counted twice.
 
 import socket
 
-from check_pgsock.sockets.model import Listener, Query, Socket, state_mask
+from check_pgsock.sockets.model import Listener, Query, state_mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Optional
+    from collections.abc import Iterable
+    from typing import Callable, Optional, Protocol
+
+    class HasRemote(Protocol):
+        """A socket, or the end of one."""
+
+        @property
+        def remote_address(self) -> bytes: ...
 
 WILDCARDS = (bytes(4), bytes(16))
 
@@ -107,7 +114,7 @@ def format_address(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
-def top_peers(sockets: "list[Socket]", noun: str, most: int = 10) -> "list[str]":
+def top_peers(sockets: "Iterable[HasRemote]", noun: str, most: int = 10) -> "list[str]":
     """Lines that say which remote addresses hold most of `sockets`; at most `most` lines."""
     counts: dict[bytes, int] = {}
     for one in sockets:
@@ -119,4 +126,3 @@ def top_peers(sockets: "list[Socket]", noun: str, most: int = 10) -> "list[str]"
         rest = sum(count for _, count in ranked[len(shown) :])
         lines.append(f"{len(ranked) - len(shown)} more peers: {rest} {noun}")
     return lines
-

@@ -7,6 +7,8 @@ as the PostgreSQL manual defines them (19.3 Connections and Authentication).
 import re
 import sys
 
+from check_pgsock.errors import PgsockError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
@@ -29,14 +31,23 @@ _DB_IN_PRODUCTION = 6
 _SETTING = re.compile(r"([A-Za-z_][\w-]*)\s*=\s*(.*)", re.DOTALL)
 
 
+class LimitUnknown(PgsockError):
+    """No source tells the limit; the message says why and names --limit."""
+
+
+def unknown(port: int, why: str) -> LimitUnknown:
+    """The error for the limit of `port`, with its reason."""
+    return LimitUnknown(
+        f"the limit of port {port} cannot be read: {why}; name the usable slots with --limit N"
+    )
+
+
 class Limit:
     """Usable connection slots and how they are known."""
 
     __slots__ = ("assumed", "max_connections", "reserved", "source")
 
-    def __init__(
-        self, max_connections: int, reserved: int, source: str, assumed: bool
-    ) -> None:
+    def __init__(self, max_connections: int, reserved: int, source: str, assumed: bool) -> None:
         self.max_connections = max_connections
         self.reserved = reserved
         self.source = source

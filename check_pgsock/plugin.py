@@ -113,10 +113,10 @@ class Report:
     `notes` qualify the numbers (a bound, an assumption) and are always shown; `who` says who holds
     the connections, is asked for only when shown, and may raise; `details` tell how (-v: `told`,
     -vv: `details`). `floor` is a service state that holds whatever the metrics say, with its
-    reason.
+    reason. `judged` is the label that -w and -c judge where it is not the first of the table.
     """
 
-    __slots__ = ("details", "floor", "headline", "metrics", "notes", "told", "who")
+    __slots__ = ("details", "floor", "headline", "judged", "metrics", "notes", "told", "who")
 
     def __init__(
         self,
@@ -127,6 +127,7 @@ class Report:
         told: "Optional[list[str]]" = None,
         details: "Optional[list[str]]" = None,
         floor: "Optional[tuple[str, str]]" = None,
+        judged: "Optional[str]" = None,
     ) -> None:
         self.headline = headline
         self.metrics = metrics
@@ -135,6 +136,7 @@ class Report:
         self.told = told or []
         self.details = details or []
         self.floor = floor
+        self.judged = judged
 
 
 class Run:
@@ -220,9 +222,7 @@ def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
     return options
 
 
-def _threshold(
-    options: "Namespace", label: str, number: int, word: str
-) -> "Optional[Threshold]":
+def _threshold(options: "Namespace", label: str, number: int, word: str) -> "Optional[Threshold]":
     name = word if number == 0 else f"{label}_{word}"
     threshold: Optional[Threshold] = getattr(options, name)
     return threshold
@@ -232,13 +232,16 @@ def _option(label: str, word: str) -> str:
     return f"--{label.replace('_', '-')}-{word}"
 
 
-def _context(run: Run, metric: Metric) -> "Any":
-    """The nagiosplugin context of a metric: its thresholds with absolute bounds."""
+def _context(run: Run, metric: Metric, first: "Optional[str]" = None) -> "Any":
+    """The nagiosplugin context of a metric: its thresholds with absolute bounds.
+
+    -w and -c apply to the label `first`, or else to the first of the table.
+    """
     from nagiosplugin import ScalarContext
 
     ranges = ["", ""]
     for number, one in enumerate(run.spec.judged):
-        if one.label == metric.label:
+        if metric.label == (first if first and number == 0 else one.label):
             for at, word in enumerate(("warning", "critical")):
                 threshold = _threshold(run.options, one.label, number, word)
                 if threshold is not None:
@@ -273,7 +276,7 @@ def _judge(run: Run, report: Report) -> "tuple[str, str, list[str], list[str]]":
             }
             return self.result_cls(states[metric.value], report.floor and report.floor[1], metric)
 
-    contexts = [_context(run, one) for one in report.metrics]
+    contexts = [_context(run, one, report.judged) for one in report.metrics]
     check = nagiosplugin.Check(Measured(), Floor("floor"), *contexts)
     check()
     state = str(check.state).upper()

@@ -16,9 +16,7 @@ def open_reader(run: Run) -> SocketReader:
     return SocketReader(run.options.source, run.options.proc_root, run.deadline)
 
 
-def listener_floor(
-    run: Run, leg: Leg, listeners: "list[Listener]"
-) -> "Optional[tuple[str, str]]":
+def listener_floor(run: Run, leg: Leg, listeners: "list[Listener]") -> "Optional[tuple[str, str]]":
     """The service state that --no-listener gives a server leg whose endpoint is not there, with
     its reason; None where all listeners are there, or on a client leg, whose listener is
     elsewhere. Raises PgsockError for `unknown`.

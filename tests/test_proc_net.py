@@ -58,9 +58,7 @@ def test_tally_and_listeners_are_netlinks(byteorder: str) -> None:
         expected.add(one.state, one.inode)
     assert tally.states == expected.states
     assert tally.not_accepted == expected.not_accepted == 2
-    assert sorted(tally.listeners) == [
-        one._replace(cookie=None, backlog=None) for one in LISTENERS
-    ]
+    assert sorted(tally.listeners) == [one._replace(cookie=None, backlog=None) for one in LISTENERS]
 
 
 @pytest.mark.parametrize(
@@ -121,9 +119,7 @@ def test_retransmits_are_those_of_the_running_timer() -> None:
         ([HEADER, b"\n"], "proc/net/tcp line 2: 0 fields, 10 are needed, ''"),
     ],
 )  # fmt: skip
-def test_malformed_lines_are_named_by_file_line_and_text(
-    lines: list[bytes], sentence: str
-) -> None:
+def test_malformed_lines_are_named_by_file_line_and_text(lines: list[bytes], sentence: str) -> None:
     # Also lines of ports that nobody asked for.
     for query in (EVERYTHING, Query((1,), False, 2)):
         table = Table("proc/net/tcp", query, BYTE_ORDER)

@@ -212,9 +212,7 @@ def test_a_pending_change_of_the_file_is_not_the_limit(
     )
 
 
-def test_a_backlog_capped_by_somaxconn_is_no_limit(
-    make_pg: MakePg, sessions: OpenSessions
-) -> None:
+def test_a_backlog_capped_by_somaxconn_is_no_limit(make_pg: MakePg, sessions: OpenSessions) -> None:
     somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
     server = make_pg(major=18, settings={"max_connections": somaxconn // 2 + 10})
     sessions(server, 1)
@@ -223,9 +221,7 @@ def test_a_backlog_capped_by_somaxconn_is_no_limit(
     assert f"the backlog is capped by somaxconn {somaxconn}; name the usable slots" in done.out
 
 
-def test_two_clusters_of_one_user_are_told_apart(
-    make_pg: MakePg, sessions: OpenSessions
-) -> None:
+def test_two_clusters_of_one_user_are_told_apart(make_pg: MakePg, sessions: OpenSessions) -> None:
     one = make_pg(major=15, arguments=("-c", "max_connections=30"))
     two = make_pg(major=15, arguments=("-c", "max_connections=50"))
     # No connection yet: a stranger has nothing to tell them by.
@@ -295,9 +291,7 @@ def test_addresses_and_peers_select(pg: PostgresServer, sessions: OpenSessions) 
 
 
 def test_mapped_ipv4_peers_of_a_dual_stack_listener_count_once() -> None:
-    with socket.create_server(
-        ("::", 0), family=socket.AF_INET6, dualstack_ipv6=True
-    ) as listener:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
         port = listener.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)), listener.accept()[0]:
             for source in ("netlink", "procfs"):
@@ -390,9 +384,7 @@ def _damage(root: Path, name: str) -> str:
      "tcp is a fifo", "tcp is empty", "tcp ends within a line", "tcp6 is malformed"],
 )  # fmt: skip
 @pytest.mark.parametrize("check", ["saturation", "close_wait"])
-def test_a_damaged_proc_root_is_never_zero_connections(
-    damage: str, check: str
-) -> None:
+def test_a_damaged_proc_root_is_never_zero_connections(damage: str, check: str) -> None:
     with fresh_directory("pgsock-moment-") as root:
         shutil.copytree(MOMENT / "net", root / "net")
         sentence = _damage(root, damage)

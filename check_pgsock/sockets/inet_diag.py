@@ -134,9 +134,7 @@ class Dump:
             offset += (length + 3) & ~3
 
 
-def _raise_errno(
-    data: "Union[bytes, bytearray]", offset: int, length: int, how: str
-) -> None:
+def _raise_errno(data: "Union[bytes, bytearray]", offset: int, length: int, how: str) -> None:
     if length < _HEADER.size + _ERRNO.size:
         return
     (code,) = _ERRNO.unpack_from(data, offset + _HEADER.size)

@@ -221,6 +221,60 @@ def test_a_backlog_capped_by_somaxconn_is_no_limit(make_pg: MakePg, sessions: Op
     assert f"the backlog is capped by somaxconn {somaxconn}; name the usable slots" in done.out
 
 
+@pytest.mark.parametrize("major", [15, 18])
+def test_the_servers_own_user_reads_what_root_reads(
+    make_pg: MakePg, sessions: OpenSessions, major: int
+) -> None:
+    settings = {"max_connections": 40, "superuser_reserved_connections": 6}
+    server = make_pg(major=major, settings=settings, user="nobody")
+    sessions(server, 1)
+    first = line("OK", 1, 34, f"on port {server.port}", 27, 30)
+    for user in (None, "nobody"):
+        done = support.run("saturation", "-p", str(server.port), "-v", user=user)
+        assert done == (
+            0,
+            first + "peer 127.0.0.1: 1 established\n"
+            "limit: 34 usable of max_connections 40, read from pg_control; whose server it is: it "
+            f"holds the listener (process {server.pid})\n",
+            "",
+        )
+
+
+@pytest.mark.parametrize("major", [15, 18])
+def test_pg_control_of_a_standby_is_not_the_limit(
+    make_pg: MakePg, sessions: OpenSessions, major: int
+) -> None:
+    server = make_pg(major=major, settings={"max_connections": 40})
+    server.stop("fast")
+    (server.data_directory / "standby.signal").touch()
+    server.configure({"max_connections": 60, "hot_standby": True})
+    server.start()
+    assert server.execute("select pg_is_in_recovery()") == [("t",)]
+    sessions(server, 1)
+    done = support.run("saturation", "-p", str(server.port), "-v")
+    assert done == (
+        0,
+        line("OK", 1, 57, f"on port {server.port}", 45, 51) + "peer 127.0.0.1: 1 established\n"
+        "limit: 57 usable of max_connections 60, read from postgres -C, confirmed by the backlog; "
+        f"whose server it is: it holds the listener (process {server.pid})\n",
+        "",
+    )
+    # A file that was changed since is not confirmed.
+    server.configure({"max_connections": 90})
+    done = support.run("saturation", "-p", str(server.port))
+    if major == 18:
+        assert done.out.startswith("PGSOCK_SATURATION OK - 1 of 57 connections (2 %) on port ")
+    else:
+        assert done == (
+            3,
+            f"PGSOCK_SATURATION UNKNOWN - the limit of port {server.port} cannot be read: its "
+            "command line does not set max_connections, pg_control of a standby may name its "
+            "primary's, what postgres -C says is not confirmed by the listener's backlog, the "
+            "backlog does not tell it on version 15; name the usable slots with --limit N\n",
+            "",
+        )
+
+
 def test_two_clusters_of_one_user_are_told_apart(make_pg: MakePg, sessions: OpenSessions) -> None:
     one = make_pg(major=15, arguments=("-c", "max_connections=30"))
     two = make_pg(major=15, arguments=("-c", "max_connections=50"))

@@ -17,6 +17,12 @@ class MalformedError(SourceError):
     """A source was read but does not say what its format promises; the message quotes it."""
 
 
+class SlotsExhausted(SourceError):
+    """A server or pooler refused a connection for want of a slot. What the checks watch for: a
+    check that meets it reports CRITICAL, without perfdata, since nothing was measured.
+    """
+
+
 class StateError(PgsockError):
     """The state directory or the store in it cannot be trusted or used."""
 

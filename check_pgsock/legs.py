@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         @property
         def remote_address(self) -> bytes: ...
 
+
 WILDCARDS = (bytes(4), bytes(16))
 
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from check_pgsock import options as opts
 from check_pgsock.deadline import Deadline
@@ -114,9 +115,12 @@ class Report:
     the connections, is asked for only when shown, and may raise; `details` tell how (-v: `told`,
     -vv: `details`). `floor` is a service state that holds whatever the metrics say, with its
     reason. `judged` is the label that -w and -c judge where it is not the first of the table.
+    `commit` writes the state that the next run starts from: called once, after the evaluation.
     """
 
-    __slots__ = ("details", "floor", "headline", "judged", "metrics", "notes", "told", "who")
+    __slots__ = (
+        "commit", "details", "floor", "headline", "judged", "metrics", "notes", "told", "who",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -128,6 +132,7 @@ class Report:
         details: "Optional[list[str]]" = None,
         floor: "Optional[tuple[str, str]]" = None,
         judged: "Optional[str]" = None,
+        commit: "Optional[Callable[[], None]]" = None,
     ) -> None:
         self.headline = headline
         self.metrics = metrics
@@ -137,17 +142,21 @@ class Report:
         self.details = details or []
         self.floor = floor
         self.judged = judged
+        self.commit = commit
 
 
 class Run:
-    """What a check is handed: its options, the deadline, and how to ask about a threshold."""
+    """What a check is handed: its options, the deadline, the wall-clock time (for what is stored
+    for later runs), and how to ask about a threshold.
+    """
 
-    __slots__ = ("deadline", "options", "spec")
+    __slots__ = ("deadline", "now", "options", "spec")
 
     def __init__(self, spec: CheckSpec, options: "Namespace", deadline: Deadline) -> None:
         self.spec = spec
         self.options = options
         self.deadline = deadline
+        self.now = time.time()
 
     def exceeds(self, label: str, value: "Number", base: "Optional[int]" = None) -> bool:
         """Whether `value` would raise WARNING or CRITICAL as `label`."""
@@ -178,7 +187,11 @@ def run(spec: CheckSpec) -> "NoReturn":
         deadline = Deadline(options.timeout)
         threading.Thread(target=output.watch, args=(deadline,), daemon=True).start()
         context = Run(spec, options, deadline)
-        output.end(*_judge(context, spec.probe(context)))
+        report = spec.probe(context)
+        verdict = _judge(context, report)
+        if report.commit is not None:
+            report.commit()
+        output.end(*verdict)
     except opts.Shown as shown:
         output.raw(str(shown), 3)
     except PgsockError as error:
@@ -338,8 +351,6 @@ class _Output:
         A thread, since no signal handler of Python runs while the main thread is inside a system
         call or name resolution.
         """
-        import time
-
         while True:
             try:
                 time.sleep(deadline.remaining())

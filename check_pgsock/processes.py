@@ -7,6 +7,7 @@ Authority: proc(5). All of it but file descriptors, `cwd` and `exe` is readable 
 import os
 import re
 import socket
+import time
 
 from check_pgsock.deadline import Deadline
 from check_pgsock.sockets.model import fold_address
@@ -47,6 +48,11 @@ def parse_stat(raw: bytes) -> "tuple[str, int]":
     opening, closing = raw.index(b"("), raw.rindex(b")")
     parent = int(raw[closing + 2 :].split(b" ", 2)[1])
     return raw[opening + 1 : closing].decode("utf-8", "replace"), parent
+
+
+def parse_start_ticks(raw: bytes) -> int:
+    """The start of /proc/PID/stat, field 22: clock ticks since the machine's boot."""
+    return int(raw[raw.rindex(b")") + 2 :].split(b" ", 20)[19])
 
 
 def parse_ids(raw: bytes, name: bytes) -> int:
@@ -120,6 +126,21 @@ class ProcessTable:
         except (ValueError, IndexError):
             return None
         return Process(pid, parent, command, uid, parse_command_line(line))
+
+    def started(self, pid: int) -> "Optional[tuple[str, float]]":
+        """Command of a process, and its start by the wall clock of now; None if it is gone.
+
+        As exact as a clock tick (10 ms), as long as the wall clock was not set since.
+        """
+        raw = self._read(self.path(pid, "stat"))
+        if not raw:
+            return None
+        boot = time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
+        try:
+            ticks = parse_start_ticks(raw) / os.sysconf("SC_CLK_TCK")
+            return parse_stat(raw)[0], boot + ticks
+        except (ValueError, IndexError):
+            return None
 
     def group(self, pid: int) -> "Optional[int]":
         """The effective group id of a process, or None if it is gone."""

@@ -112,7 +112,7 @@ def add_common(parser: Parser) -> None:
         help="the whole run ends by then, as UNKNOWN if there is no verdict (default: 8)",
     )  # fmt: skip
     parser.add_argument(
-        "--state-dir", metavar="DIR",
+        "--state-dir", metavar="DIR", type=argument(parse_directory),
         help="where checks that need history keep it "
         "(default: /var/lib/check_pgsock where it is ours, else $XDG_STATE_HOME/check_pgsock)",
     )  # fmt: skip
@@ -160,7 +160,7 @@ def add_socket_options(parser: Parser) -> None:
         help="where sockets are read; auto: netlink, and procfs where that fails (default: auto)",
     )  # fmt: skip
     group.add_argument(
-        "--proc-root", metavar="DIR",
+        "--proc-root", metavar="DIR", type=argument(parse_directory),
         help="read DIR/net/tcp, of a saved copy, or DIR/1/net/tcp where DIR is a host's live /proc",
     )  # fmt: skip
     group.add_argument(
@@ -173,8 +173,6 @@ def validate_socket_options(options: argparse.Namespace) -> None:
     """Raise UsageError for combinations that contradict each other."""
     if options.proc_root is not None and options.source == "netlink":
         raise UsageError("--proc-root is read by procfs and --source names netlink; drop one")
-    if options.proc_root == "":
-        raise UsageError("--proc-root is empty; name the directory that holds net/tcp")
 
 
 def chosen_leg(options: argparse.Namespace) -> Leg:
@@ -219,6 +217,13 @@ def parse_count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:19]) <= 10**9:
         raise ValueError(f"'{text}' is no whole number of 1 or more")
     return int(text)
+
+
+def parse_directory(text: str) -> str:
+    """The name of a directory; whether it is there is seen when it is used."""
+    if not text or "\0" in text:
+        raise ValueError(f"'{text}' is no directory")
+    return text
 
 
 def parse_address(text: str) -> bytes:

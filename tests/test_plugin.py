@@ -44,6 +44,7 @@ USAGE = [
     (["-t", "0"], "argument -t/--timeout: '0' is no time in seconds, above 0, at most 3600"),
     (["-t", "nan"], "argument -t/--timeout: 'nan' is no number"),
     (["-t", "soon"], "argument -t/--timeout: 'soon' is no number"),
+    (["--state-dir", ""], "argument --state-dir: '' is no directory"),
 ]  # fmt: skip
 SOCKET_USAGE = [
     (["-p", ""], "argument -p/--port: '' is no port, 1 to 65535"),
@@ -58,7 +59,7 @@ SOCKET_USAGE = [
     (["--leg", "left"], "argument --leg: invalid choice: 'left' (choose from "),
     (["--source", "netlink", *SAVED], "--proc-root is read by procfs and --source names netlink; "
      "drop one"),
-    (["--proc-root", ""], "--proc-root is empty; name the directory that holds net/tcp"),
+    (["--proc-root", ""], "argument --proc-root: '' is no directory"),
 ]  # fmt: skip
 
 

@@ -240,6 +240,22 @@ def test_the_servers_own_user_reads_what_root_reads(
         )
 
 
+def test_a_configuration_file_elsewhere_is_the_one_that_is_read(
+    make_pg: MakePg, sessions: OpenSessions
+) -> None:
+    """As Debian's clusters are started: with -D and -c config_file=."""
+    server = make_pg(major=15, settings={"max_connections": 40})
+    server.stop("fast")
+    own = server.data_directory / "postgresql.conf"
+    other = server.data_directory.parent / "elsewhere.conf"
+    other.write_text(own.read_text() + "superuser_reserved_connections = 8\n")
+    other.chmod(0o644)
+    server.arguments = ("-c", f"config_file={other}")
+    server.start()
+    done = support.run("saturation", "-p", str(server.port))
+    assert done == (0, line("OK", 0, 32, f"on port {server.port}", 25, 28), "")
+
+
 @pytest.mark.parametrize("major", [15, 18])
 def test_pg_control_of_a_standby_is_not_the_limit(
     make_pg: MakePg, sessions: OpenSessions, major: int

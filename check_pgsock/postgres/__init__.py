@@ -1,0 +1,1 @@
+"""What only the database knows: the one place that talks to PostgreSQL."""

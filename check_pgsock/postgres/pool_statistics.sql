@@ -1,0 +1,14 @@
+-- The session statistics of the databases asked for: those named, or all but templates.
+SELECT d.oid::int8 AS oid,
+       d.datname AS name,
+       s.active_time,
+       s.idle_in_transaction_time,
+       s.session_time,
+       s.sessions,
+       extract(epoch FROM s.stats_reset)::float8 AS stats_reset,
+       extract(epoch FROM clock_timestamp())::float8 AS taken
+  FROM pg_database d
+  JOIN pg_stat_database s ON s.datid = d.oid
+ WHERE CASE WHEN %(every)s THEN d.datallowconn AND NOT d.datistemplate
+            ELSE d.datname = ANY (%(names)s::name[]) END
+ ORDER BY d.datname

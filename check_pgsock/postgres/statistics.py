@@ -1,0 +1,192 @@
+"""Session statistics of pg_stat_database: two samples make a window; pure.
+
+Authority: PostgreSQL manual, "The Cumulative Statistics System", pg_stat_database. The counters
+are cumulative, in milliseconds, and flushed at the end of a transaction: a plain difference does
+not hold what statements and transactions in progress have spent so far.
+
+A window is the difference of two samples of the same statistics: same postmaster start, address
+and port, database oid and stats_reset, and no counter that went down. Two servers behind one
+address, and what was before a reset, are never subtracted. Times are those of the server's clock.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+# Shorter windows reach back to the sample before: a retry or a run by hand keeps the evidence.
+SHORTEST_WINDOW = 60.0
+
+# How a window came about.
+LAST_RUN = "last run"
+FIRST_RUN = "first run"
+NO_STATE = "no state"
+RESET = "reset"
+CRASH = "crash"
+RESTART = "restart"
+OTHER_SERVER = "other server"
+OTHER_DATABASE = "other database"
+CLOCK_STEP = "clock step"
+
+_COUNTERS = ("active", "idle", "session", "sessions")
+_IDENTITY = ("postmaster_start", "address", "port", "oid", "stats_reset")
+
+
+class Statistics:
+    """The counters of one database at one moment; times in seconds, since the epoch or spent.
+
+    `idle` is idle in transaction, `session` all time of sessions, `sessions` their number.
+    """
+
+    __slots__ = (
+        "active", "address", "idle", "name", "oid", "port", "postmaster_start", "session",
+        "sessions", "stats_reset", "taken",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        oid: int,
+        postmaster_start: float,
+        address: "Optional[str]",  # None: a Unix socket
+        port: "Optional[int]",
+        stats_reset: "Optional[float]",  # None: never reset, or crashed since
+        taken: float,
+        active: float,
+        idle: float,
+        session: float,
+        sessions: int,
+    ) -> None:
+        self.name = name
+        self.oid = oid
+        self.postmaster_start = postmaster_start
+        self.address = address
+        self.port = port
+        self.stats_reset = stats_reset
+        self.taken = taken
+        self.active = active
+        self.idle = idle
+        self.session = session
+        self.sessions = sessions
+
+    def as_json(self) -> "dict[str, object]":
+        """What the store keeps."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def parse_statistics(data: object) -> "Optional[Statistics]":
+    """A sample of the store; None for one that another version wrote."""
+    if not isinstance(data, dict) or set(data) != set(Statistics.__slots__):
+        return None
+    for name in (*_COUNTERS, "postmaster_start", "taken"):
+        if not isinstance(data[name], (int, float)):
+            return None
+    return Statistics(**data)
+
+
+class Window:
+    """What one database's sessions did from one moment to another, seconds of all sessions added.
+
+    `seconds` is its length, 0 where the clocks say nothing of it; `assumed` says that its start
+    is not known but assumed.
+    """
+
+    __slots__ = ("active", "assumed", "idle", "origin", "seconds")
+
+    def __init__(
+        self, origin: str, seconds: float, active: float, idle: float, assumed: bool = False
+    ) -> None:
+        self.origin = origin
+        self.seconds = max(seconds, 0.0)
+        self.active = active
+        self.idle = idle
+        self.assumed = assumed
+
+    @property
+    def busy_sessions(self) -> float:
+        """How many sessions executed, on average."""
+        return self.active / self.seconds if self.seconds else 0.0
+
+    @property
+    def in_transaction_sessions(self) -> float:
+        """How many sessions were idle in a transaction, on average."""
+        return self.idle / self.seconds if self.seconds else 0.0
+
+
+def choose_window(
+    current: Statistics,
+    earlier: "Optional[list[Statistics]]",
+    shortest: float = SHORTEST_WINDOW,
+) -> Window:
+    """The window that ends with `current`.
+
+    `earlier` are stored samples in the order of their commits; None: there is no store. The
+    window begins with the newest one that is at least `shortest` ago; with the oldest one where
+    all are younger; and where none is of the same statistics, with the beginning of those.
+    """
+    if earlier is None:
+        return _since_beginning(current, NO_STATE)
+    if not earlier:
+        return _since_beginning(current, FIRST_RUN)
+    base = None
+    later = current
+    for one in reversed(earlier):
+        if not is_same_server(one, current) or one.oid != current.oid:
+            continue  # an address that leads to several servers in turn
+        if one.taken >= later.taken or not continues(one, later):
+            break
+        base = later = one
+        if current.taken - one.taken >= shortest:
+            break
+    if base is None:
+        return _since_beginning(current, why_new(earlier[-1], current), earlier[-1])
+    return Window(
+        LAST_RUN,
+        current.taken - base.taken,
+        current.active - base.active,
+        current.idle - base.idle,
+    )
+
+
+def is_same_server(one: Statistics, other: Statistics) -> bool:
+    """Whether both are of one postmaster, at the same address and port."""
+    return (one.postmaster_start, one.address, one.port) == (
+        other.postmaster_start,
+        other.address,
+        other.port,
+    )
+
+
+def continues(before: Statistics, after: Statistics) -> bool:
+    """Whether the counters of `after` went on from those of `before`."""
+    return all(getattr(before, name) == getattr(after, name) for name in _IDENTITY) and all(
+        getattr(before, name) <= getattr(after, name) for name in _COUNTERS
+    )
+
+
+def why_new(before: Statistics, after: Statistics) -> str:
+    """Why `after` does not go on from the last run's `before`."""
+    if (before.address, before.port) != (after.address, after.port):
+        return OTHER_SERVER
+    if before.postmaster_start != after.postmaster_start:
+        return RESTART
+    if before.oid != after.oid:
+        return OTHER_DATABASE
+    if continues(before, after):
+        return CLOCK_STEP
+    return CRASH if after.stats_reset is None else RESET
+
+
+def _since_beginning(
+    current: Statistics, origin: str, last: "Optional[Statistics]" = None
+) -> Window:
+    """Everything the statistics hold.
+
+    From version 15 on stats_reset is NULL until the first reset, and again after a crash. Then
+    the beginning is the last run's time after a crash, and else assumed to be the server's start.
+    """
+    start, assumed = current.stats_reset, False
+    if start is None:
+        crashed = origin == CRASH and last is not None
+        start, assumed = last.taken if crashed and last else current.postmaster_start, True
+    return Window(origin, current.taken - start, current.active, current.idle, assumed)

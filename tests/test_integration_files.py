@@ -1,0 +1,570 @@
+"""icinga/ and nrpe/, what an administrator installs: against the executables and real daemons."""
+
+from __future__ import annotations
+
+import argparse
+import configparser
+import contextlib
+import functools
+import importlib
+import json
+import re
+import shlex
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pytest
+
+from check_pgsock import options, plugin
+from check_pgsock.pgsock.lab import processes
+from check_pgsock.pgsock.lab.directories import fresh_directory
+from check_pgsock.pgsock.lab.postgres import PostgresServer
+from tests import daemons, support
+from tests.conftest import Installations
+
+CHECK_COMMANDS = (support.ROOT / "icinga/check_pgsock.conf").read_text(encoding="utf-8")
+SERVICES = (support.ROOT / "icinga/services.conf.example").read_text(encoding="utf-8")
+HOSTS = (support.ROOT / "icinga/hosts.conf.example").read_text(encoding="utf-8")
+NRPE_COMMANDS = (support.ROOT / "nrpe/check_pgsock.cfg").read_text(encoding="utf-8")
+PLUGINS = "/usr/lib/nagios/plugins/"  # where nrpe/check_pgsock.cfg expects the executables
+
+
+def registry() -> dict[str, str]:
+    """The console_scripts of setup.cfg: executable, and what it calls."""
+    setup = configparser.ConfigParser()
+    setup.read(support.ROOT / "setup.cfg", encoding="utf-8")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    pairs = (line.partition("=") for line in lines if line.strip().startswith("check_pgsock_"))
+    return {name.strip(): target.strip() for name, _, target in pairs}
+
+
+EXECUTABLES = sorted(registry())
+each_executable = pytest.mark.parametrize("executable", EXECUTABLES)
+
+
+def name_of(executable: str) -> str:
+    return executable.removeprefix("check_pgsock_")
+
+
+def spec_of(executable: str) -> plugin.CheckSpec:
+    module = importlib.import_module(f"check_pgsock.checks.{name_of(executable)}")
+    return cast(plugin.CheckSpec, module.SPEC)
+
+
+class CheckCommand(NamedTuple):
+    """What Icinga knows of an executable."""
+
+    command: str
+    timeout: str
+    arguments: dict[str, dict[str, object]]
+
+
+def parse_check_commands(text: str) -> dict[str, CheckCommand]:
+    """The CheckCommand objects of a file in the Icinga Template Library's style."""
+    found = {}
+    for name, body in re.findall(
+        r'^object CheckCommand "([^"]+)" \{\n(.*?)^\}', text, re.DOTALL | re.MULTILINE
+    ):
+        arguments = {}
+        for option, lines in re.findall(
+            r'^\t\t"([^"]+)" = \{\n(.*?)^\t\t\}', body, re.DOTALL | re.MULTILINE
+        ):
+            pairs = re.findall(r"^\t\t\t(\w+) = (.+)$", lines, re.MULTILINE)
+            arguments[option] = {key: json.loads(value) for key, value in pairs}
+        head = dict(re.findall(r"^\t(command|timeout) = (.+)$", body, re.MULTILINE))
+        found[name] = CheckCommand(head["command"], head["timeout"], arguments)
+    return found
+
+
+class NrpeCommand(NamedTuple):
+    """A command line of NRPE; `example` if it is commented out."""
+
+    name: str
+    argv: list[str]
+    example: bool
+
+
+def parse_nrpe_commands(text: str) -> list[NrpeCommand]:
+    """The commands of an NRPE configuration file, also those in comments."""
+    found = re.findall(r"^(#?)command\[(.+?)\]=(.+)$", text, re.MULTILINE)
+    return [NrpeCommand(name, shlex.split(line), bool(mark)) for mark, name, line in found]
+
+
+class _Built(Exception):
+    pass
+
+
+def parser_of(executable: str, monkeypatch: pytest.MonkeyPatch) -> options.Parser:
+    """The parser of an executable, caught at the moment it is used."""
+
+    def parse(parser: options.Parser, arguments: object) -> None:
+        raise _Built(parser)
+
+    spec = spec_of(executable)
+    with monkeypatch.context() as patch:
+        patch.setattr(options.Parser, "parse", parse)
+        with pytest.raises(_Built) as caught:
+            plugin._parse(spec, [])
+    return cast(options.Parser, caught.value.args[0])
+
+
+def wanted_arguments(executable: str, parser: options.Parser) -> dict[str, dict[str, object]]:
+    """The arguments that a CheckCommand should have: every option but help and version."""
+    wanted: dict[str, dict[str, object]] = {}
+    for action in parser._actions:
+        if action.dest in ("help", "version"):
+            continue
+        long = next(one for one in action.option_strings if one.startswith("--"))
+        variable = f"$pgsock_{name_of(executable)}_{long[2:].replace('-', '_')}$"
+        one: dict[str, object] = {"set_if" if action.nargs == 0 else "value": variable}
+        if isinstance(action, argparse._AppendAction):
+            one["repeat_key"] = True
+        one["description"] = (action.help or "") % {**vars(action), "prog": parser.prog}
+        wanted[action.option_strings[0]] = one
+    return wanted
+
+
+# The files against the executables, without a daemon.
+
+
+def test_registry_names_every_check() -> None:
+    modules = {path.stem for path in (support.ROOT / "check_pgsock/checks").glob("*.py")} - {
+        "__init__"
+    }
+    assert registry() == {
+        f"check_pgsock_{name}": f"check_pgsock.checks.{name}:main" for name in modules
+    }
+
+
+def test_every_executable_has_a_check_command() -> None:
+    found = parse_check_commands(CHECK_COMMANDS)
+    assert sorted(found) == [f"pgsock_{name_of(one)}" for one in EXECUTABLES]
+    assert CHECK_COMMANDS.count("object ") == len(found)
+
+
+def test_every_executable_has_an_nrpe_command() -> None:
+    found = [one.name for one in parse_nrpe_commands(NRPE_COMMANDS) if not one.example]
+    assert sorted(found) == EXECUTABLES
+
+
+@each_executable
+def test_check_command_knows_every_option(executable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every option, none besides, its variable, and the help, with its defaults, word by word."""
+    found = parse_check_commands(CHECK_COMMANDS)[f"pgsock_{name_of(executable)}"]
+    assert found.command == f'[ PluginContribDir + "/{executable}" ]'
+    assert found.arguments == wanted_arguments(executable, parser_of(executable, monkeypatch))
+
+
+def test_check_commands_outlive_the_executables() -> None:
+    for found in parse_check_commands(CHECK_COMMANDS).values():
+        assert found.timeout == "1m"
+    assert options.DEFAULT_TIMEOUT < 60
+
+
+@pytest.mark.parametrize("one", parse_nrpe_commands(NRPE_COMMANDS), ids=lambda one: str(one.name))
+def test_nrpe_command_is_one_that_its_executable_takes(one: NrpeCommand) -> None:
+    directory, _, executable = one.argv[0].rpartition("/")
+    assert f"{directory}/" == PLUGINS
+    assert one.name.startswith(executable)
+    assert plugin._parse(spec_of(executable), one.argv[1:]).timeout == options.DEFAULT_TIMEOUT
+    assert "$" not in "".join(one.argv)
+
+
+# The real Icinga 2.
+
+
+def test_icinga_takes_the_check_commands_alone() -> None:
+    support.require("icinga2")
+    with daemons.Icinga({"check_pgsock.conf": CHECK_COMMANDS}) as icinga:
+        done = icinga.validate()
+    assert done.code == 0, done
+    assert "warning" not in done.out
+    assert f"Instantiated {len(EXECUTABLES) + itl_commands()} CheckCommands" in done.out
+
+
+def itl_commands() -> int:
+    """How many CheckCommands the template library itself has."""
+    with daemons.Icinga({}) as icinga:
+        found = re.search(r"Instantiated (\d+) CheckCommands", icinga.validate().out)
+    assert found is not None
+    return int(found[1])
+
+
+def test_icinga_refuses_a_misspelled_key() -> None:
+    support.require("icinga2")
+    wrong = CHECK_COMMANDS.replace("repeat_key", "repeat_keys", 1)
+    with daemons.Icinga({"check_pgsock.conf": wrong}) as icinga:
+        done = icinga.validate()
+    assert done.code == 1, done
+    assert "repeat_keys" in done.out
+
+
+class Listener:
+    """A context manager: two listening ports of 127.0.0.1, three connections to the first."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.other = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Listener:
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            self.port = server.getsockname()[1]
+            other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            self.other = other.getsockname()[1]
+            for _ in range(3):
+                stack.enter_context(socket.create_connection(("127.0.0.1", self.port)))
+                stack.enter_context(server.accept()[0])
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+
+class Monitoring(NamedTuple):
+    """A running Icinga, the directory of the executables it runs, and two ports to check."""
+
+    icinga: daemons.Icinga
+    plugins: Path
+    port: int
+    other: int
+
+
+# A host that is the daemon's own, and what the example's hosts have: agents of their own.
+OUR_HOST = """
+object Host "here" {
+  check_command = "dummy"
+  vars.agent_endpoint = NodeName
+  vars.pgsock_server["listener"] = {
+    port = %(port)d
+    limit = 10
+    vars = { pgsock_saturation_warning = 2, pgsock_saturation_verbose = true }
+  }
+  vars.pgsock_server["two"] = {
+    port = [ %(port)d, %(other)d ]
+    limit = 10
+    vars = { pgsock_saturation_warning = "~:", pgsock_saturation_critical = "@-5:2.5" }
+  }
+  vars.pgsock_client["pool"] = {
+    port = %(port)d
+    peer = [ "127.0.0.0/8", "192.0.2.0/24" ]
+    limit = 3
+  }
+}
+"""
+AGENTS = """
+object Endpoint "db1.example.org" { }
+object Zone "db1.example.org" { endpoints = [ "db1.example.org" ], parent = ZoneName }
+object Endpoint "app1.example.org" { }
+object Zone "app1.example.org" { endpoints = [ "app1.example.org" ], parent = ZoneName }
+"""
+
+
+@pytest.fixture(scope="module")
+def monitoring() -> Iterator[Monitoring]:
+    """An Icinga with the shipped CheckCommands and examples, running, and a listener."""
+    support.require("icinga2")
+    support.require("system-python")
+    zone = f"zones.d/{daemons.Icinga.node}"
+    with daemons.plugin_directory(EXECUTABLES) as plugins, Listener() as listener:
+        files = {
+            "check_pgsock.conf": CHECK_COMMANDS,
+            "agents.conf": AGENTS,
+            f"{zone}/services.conf": SERVICES,
+            f"{zone}/hosts.conf": HOSTS,
+            f"{zone}/ours.conf": OUR_HOST % {"port": listener.port, "other": listener.other},
+        }
+        with daemons.Icinga(files, plugins) as icinga:
+            icinga.start()
+            yield Monitoring(icinga, plugins, listener.port, listener.other)
+
+
+def test_daemon_knows_the_check_commands(monitoring: Monitoring) -> None:
+    """What this module reads out of the file is what Icinga reads out of it."""
+    condition = 'match("pgsock_*",checkcommand.name)'
+    found = {one["__name"]: one for one in monitoring.icinga.objects("checkcommands", condition)}
+    parsed = parse_check_commands(CHECK_COMMANDS)
+    assert {name: one["arguments"] for name, one in found.items()} == {
+        name: one.arguments for name, one in parsed.items()
+    }
+    for name, one in found.items():
+        assert one["command"] == [f"{monitoring.plugins}/check_{name}"]
+        assert one["timeout"] == 60
+        assert one["vars"] is None
+
+
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "app1.example.org!pgsock-client-close-wait-shop": (
+        "pgsock_close_wait",
+        {"leg": "client", "port": 6432, "peer": "192.0.2.10"},
+    ),
+    "app1.example.org!pgsock-client-saturation-shop": (
+        "pgsock_saturation",
+        {"leg": "client", "port": 6432, "peer": "192.0.2.10", "limit": 20},
+    ),
+    "app1.example.org!pgsock-client-thrashing-shop": (
+        "pgsock_thrashing",
+        {
+            "leg": "client",
+            "port": 6432,
+            "peer": "192.0.2.10",
+            "time_wait_warning": "50%",
+            "time_wait_critical": "80%",
+        },
+    ),
+    "db1.example.org!pgsock-close-wait-main": ("pgsock_close_wait", {"port": 5432}),
+    "db1.example.org!pgsock-close-wait-pgbouncer": ("pgsock_close_wait", {"port": 6432}),
+    "db1.example.org!pgsock-pool-size-main": (
+        "pgsock_pool_size",
+        {"dsn": "service=check_pgsock"},
+    ),
+    "db1.example.org!pgsock-saturation-main": ("pgsock_saturation", {"port": 5432}),
+    "db1.example.org!pgsock-saturation-pgbouncer": (
+        "pgsock_saturation",
+        {"port": 6432, "limit": 1000, "warning": "70%"},
+    ),
+    "db1.example.org!pgsock-thrashing-main": ("pgsock_thrashing", {"port": 5432}),
+    "db1.example.org!pgsock-thrashing-pgbouncer": (
+        "pgsock_thrashing",
+        {"port": 6432, "warning": 100, "critical": 300},
+    ),
+}
+
+
+def test_examples_make_one_service_per_endpoint(monitoring: Monitoring) -> None:
+    condition = 'host.name!="here"&&service.check_command!="nrpe"'
+    found = {}
+    for one in monitoring.icinga.objects("services", condition):
+        assert one["command_endpoint"] == one["host_name"]
+        prefix = f"{one['check_command']}_"
+        variables = {
+            name[len(prefix) :]: value
+            for name, value in one["vars"].items()
+            if name.startswith(prefix)
+        }
+        found[one["__name"]] = (one["check_command"], variables)
+    assert found == EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_is_one_that_its_executable_takes(name: str) -> None:
+    command, variables = EXAMPLES[name]
+    argv = [f"--{key.replace('_', '-')}={value}" for key, value in variables.items()]
+    plugin._parse(spec_of(f"check_{command}"), argv)
+
+
+def test_example_of_a_host_without_agent_names_the_nrpe_commands(monitoring: Monitoring) -> None:
+    condition = 'service.check_command=="nrpe"'
+    found = monitoring.icinga.objects("services", condition)
+    assert [one["__name"] for one in found] == [f"db2.example.org!{one}" for one in EXECUTABLES]
+    assert [one["vars"]["nrpe_command"] for one in found] == EXECUTABLES
+
+
+def check(monitoring: Monitoring, service: str, argv: list[str]) -> tuple[int, str, list[Any]]:
+    """Let Icinga check; it runs `argv` and keeps what that prints when run by hand."""
+    result = monitoring.icinga.check(service)
+    command = [f"{monitoring.plugins}/{argv[0]}", *argv[1:]]
+    assert result["command"] == command
+    by_hand = daemons.run(command)
+    assert result["exit_status"] == by_hand.code
+    assert by_hand.err == ""
+    first, _, rest = by_hand.out.partition("\n")
+    sentence, _, perfdata = first.partition("|")
+    # Icinga takes the perfdata out and leaves the space before it.
+    assert re.sub(r" +$", "", result["output"], flags=re.MULTILINE) == (
+        f"{sentence.rstrip()}\n{rest}".strip()
+    )
+    assert result["performance_data"] == perfdata.split()
+    parsed = monitoring.icinga.evaluate(perfdata_expression(perfdata))
+    return result["state"], sentence.rstrip(), parsed
+
+
+def perfdata_expression(perfdata: str) -> str:
+    """An expression of Icinga's language for what Icinga makes of perfdata."""
+    items = ", ".join(
+        f"System.parse_performance_data({json.dumps(one)})" for one in perfdata.split()
+    )
+    return f"[ {items} ]"
+
+
+def test_icinga_runs_saturation_on_the_server_leg(monitoring: Monitoring) -> None:
+    port = monitoring.port
+    state, sentence, parsed = check(
+        monitoring,
+        "pgsock-saturation-listener",
+        ["check_pgsock_saturation", "--limit", "10", "-p", str(port), "-v", "-w", "2"],
+    )
+    assert state == 1
+    assert sentence == (
+        f"PGSOCK_SATURATION WARNING - 3 of 10 connections (30 %) on port {port} "
+        "(established outside range 0:2)"
+    )
+    assert parsed[0] == {
+        "type": "PerfdataValue",
+        "label": "established",
+        "value": 3,
+        "warn": 2,
+        "crit": 9,
+        "min": 0,
+        "max": 10,
+        "unit": "",
+        "counter": False,
+    }
+
+
+def test_icinga_runs_saturation_with_an_array_and_ranges(monitoring: Monitoring) -> None:
+    port = monitoring.port
+    state, sentence, parsed = check(
+        monitoring,
+        "pgsock-saturation-two",
+        [
+            "check_pgsock_saturation",
+            *("--limit", "10", "-c", "@-5:2.5", "-p", str(port)),
+            *("-p", str(monitoring.other), "-w", "~:"),
+        ],
+    )
+    assert (state, sentence) == (
+        0,
+        f"PGSOCK_SATURATION OK - 3 of 10 connections (30 %) on ports {port}, {monitoring.other}",
+    )
+    assert {"value": 3, "warn": None, "crit": None}.items() <= parsed[0].items()
+
+
+def test_icinga_runs_saturation_on_the_client_leg(monitoring: Monitoring) -> None:
+    port = monitoring.port
+    state, sentence, _ = check(
+        monitoring,
+        "pgsock-client-saturation-pool",
+        [
+            "check_pgsock_saturation",
+            *("--leg", "client", "--limit", "3"),
+            *("--peer", "127.0.0.0/8", "--peer", "192.0.2.0/24", "-p", str(port)),
+        ],
+    )
+    assert (state, sentence) == (
+        2,
+        "PGSOCK_SATURATION CRITICAL - 3 of 3 connections (100 %) "
+        f"to port {port} with 127.0.0.0/8, 192.0.2.0/24 (established outside range 0:2)",
+    )
+
+
+# The real NRPE.
+
+
+class Answers(NamedTuple):
+    """What a shipped NRPE command says: run by hand, and through NRPE."""
+
+    by_hand: support.Completed
+    by_nrpe: support.Completed
+
+
+@pytest.fixture(scope="module")
+def answers(installations: Installations) -> Iterator[dict[str, Answers]]:
+    """The shipped NRPE commands against a PostgreSQL with three idle sessions."""
+    for name in ("nrpe", "check_nrpe", "system-python"):
+        support.require(name)
+    server = PostgresServer(installations.get(18), arguments=("-c", "max_connections=20"))
+    with daemons.plugin_directory(EXECUTABLES) as plugins, server, contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(server.connect()) for _ in range(3)]
+        # A session reports the time of a statement when a later one ends, and has read a table.
+        for _ in range(2):
+            for session in sessions:
+                session.simple_query("select pg_sleep(1.1), count(*) from pg_class")
+            for session in sessions:
+                session.wait_ready()
+        state = stack.enter_context(fresh_directory("pgsock-state-"))
+        processes.own(state, processes.account_of(daemons.USER))
+        text = adapted(NRPE_COMMANDS, plugins, server, state)
+        nrpe = stack.enter_context(daemons.Nrpe(text))
+
+        def without_traces(run: Callable[[], support.Completed]) -> support.Completed:
+            """Run, and let nothing of it be there for the next: no session, no sample."""
+            done = run()
+            support.wait_until(lambda: count_sessions(server) == 3, "the check's session is gone")
+            for path in state.iterdir():
+                path.unlink()
+            return done
+
+        yield {
+            one.name: Answers(
+                without_traces(functools.partial(daemons.run, one.argv)),
+                without_traces(functools.partial(nrpe.call, one.name)),
+            )
+            for one in parse_nrpe_commands(text)
+            if not one.example
+        }
+
+
+def count_sessions(server: PostgresServer) -> int:
+    """The server's sockets of sessions, also of those about to end."""
+    states = support.tcp_states(server.port)
+    return sum(states.values()) - states["LISTEN"] - states["TIME_WAIT"]
+
+
+def adapted(text: str, plugins: Path, server: PostgresServer, state: Path) -> str:
+    """The shipped commands as an administrator adapts them: where, which port, which database.
+
+    The state directory keeps them from the home of the machine's own monitoring user.
+    """
+    for shipped, ours in (
+        (PLUGINS, f"{plugins}/"),
+        ("-p 5432", f"-p {server.port}"),
+        ("service=check_pgsock", f"'{server.dsn()}' --state-dir {state} --cores 10.5"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, ours)
+    return text
+
+
+@each_executable
+def test_nrpe_command_says_what_its_executable_says(
+    answers: dict[str, Answers], executable: str
+) -> None:
+    by_hand, by_nrpe = answers[executable]
+    assert by_hand.err == ""
+    assert by_nrpe.code == by_hand.code == 0
+    if executable == "check_pgsock_pool_size":  # the server's statistics go on
+        assert re.sub(r"\d+\.\d+", "N", by_nrpe.out) == re.sub(r"\d+\.\d+", "N", by_hand.out)
+    else:
+        assert by_nrpe == by_hand
+
+
+def test_nrpe_saturation(answers: dict[str, Answers]) -> None:
+    done = answers["check_pgsock_saturation"].by_nrpe
+    assert done.code == 0
+    assert re.fullmatch(
+        r"PGSOCK_SATURATION OK - 3 of 17 connections \(18 %\) on port \d+ \| "
+        r"established=3;13;15;0;17 limit=17;;;0 utilization=17\.6%;;;0 free=14;;;0;17 "
+        r"close_wait=0;;;0 syn_recv=0;;;0 not_accepted=0;;;0\n"
+        r"3 reserved slots are assumed \(the defaults; their settings cannot be read from here\)\n",
+        done.out,
+    )
+
+
+def test_nrpe_pool_size(answers: dict[str, Answers]) -> None:
+    done = answers["check_pgsock_pool_size"].by_nrpe
+    assert re.fullmatch(
+        r"PGSOCK_POOL_SIZE OK - pool of 3 on database postgres, largest allowed is 10.*? \| "
+        r"pool_size=3;10;;0 pool_size_limit=10;;;0 busy_ratio=(0\.\d+|1\.0);;;0;1 "
+        r"busy_sessions=0\.\d+;;;0 idle_in_transaction=0\.\d+;;;0 window=\d+\.\d+s;;;0",
+        done.out.partition("\n")[0],
+    )
+
+
+@each_executable
+def test_icinga_keeps_the_perfdata_as_printed(answers: dict[str, Answers], executable: str) -> None:
+    support.require("icinga2")
+    perfdata = answers[executable].by_hand.out.partition("\n")[0].partition("|")[2]
+    assert perfdata
+    with daemons.Icinga({}) as icinga:
+        parsed = icinga.evaluate(perfdata_expression(perfdata))
+    printed = [item.partition("=")[0] for item in perfdata.split()]
+    assert [one["label"] for one in parsed] == printed
+    for one, item in zip(parsed, perfdata.split()):
+        value = re.match(r"-?[0-9.]+", item.partition("=")[2])
+        assert value is not None
+        assert one["value"] == float(value[0])

@@ -1,0 +1,369 @@
+"""check_pgsock_pool_size against real servers: whole output and exit code, in all four states."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
+from check_pgsock.pgsock.lab.postgres import PostgresServer
+from check_pgsock.pgsock.lab.processes import LabError
+from tests import support
+from tests.conftest import MakePg, OpenSessions
+from tests.pool_load import (
+    FIRST_RUN,
+    NO_STATE,
+    PREFIX,
+    TAIL,
+    counters,
+    database,
+    judged,
+    load,
+    masked,
+    measured,
+    reset,
+    run,
+    unknown,
+)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> str:
+    """A state directory of our own."""
+    return str(tmp_path / "state")
+
+
+def test_ok_warning_critical_on_the_limit(pg: PostgresServer) -> None:
+    with database(pg) as name:
+        load(pg, name, 0.6, 0.6)
+        options = ["-d", pg.dsn(name), "--cores", "3.25"]  # 6.5 by a ratio of 0.5
+        nobody = f"no other session is on database {name} now\n"
+        notes = NO_STATE
+        assert run(*options, "--pool-size", "6") == (0, judged("OK", name, 6, 6, notes=notes), "")
+        done = run(*options, "--pool-size", "7")
+        assert done == (1, judged("WARNING", name, 7, 6, notes=notes, who=nobody), "")
+        done = run(*options, "--pool-size", "13", "-c", "200%")
+        assert done.code == 2
+        assert f"{PREFIX} CRITICAL - pool of 13 on" in done.out
+        assert " | pool_size=13;6;12;0 pool_size_limit=6;;;0 " in done.out
+        # With the driver of our own Python, to the Unix socket, as root.
+        dsn = f"host={pg.socket_directory} port={pg.port} dbname={name} user=postgres"
+        done = run("-d", dsn, "--cores", "3.25", "--pool-size", "7", user=None)
+        assert done == (1, judged("WARNING", name, 7, 6, notes=notes, who=nobody), "")
+        done = run(*options, "--pool-size", "6", "--io-limit", "1", "--parallelism", "1.5")
+        assert done == (1, judged("WARNING", name, 6, 1, notes=notes, who=nobody), "")
+
+
+def test_all_of_the_time_executing(pg: PostgresServer) -> None:
+    with database(pg) as name:
+        load(pg, name, 0.8, 0)
+        done = support.run("pool_size", "-d", pg.dsn(name), "--cores", "4.5", "--pool-size", "4")
+        assert masked(done.out) == judged("OK", name, 4, 4, notes=NO_STATE)
+        assert 0.98 <= measured(done.out)["busy_ratio"] <= 1
+
+
+def test_idle_transactions_alone_set_no_limit_worth_it(pg: PostgresServer) -> None:
+    with database(pg) as name:
+        load(pg, name, 0, 0.8)
+        done = run("-d", pg.dsn(name), "--cores", "4", "--pool-size", "99")
+        values = measured(done.out.replace("#", "0"))
+        # BEGIN and COMMIT themselves execute for some microseconds.
+        assert done.code == 0
+        assert values["pool_size_limit"] > 99
+
+
+def test_too_little_activity_and_first_and_second_run(pg: PostgresServer, state: str) -> None:
+    with database(pg) as name:
+        options = ["-d", pg.dsn(name), "--cores", "3.25", "--pool-size", "7", "--state-dir", state]
+        little = (
+            f"{PREFIX} OK - too little activity to judge the pool of 7 on database {name}: # "
+            f"sessions busy or in transaction over # s, below # | pool_size=7;;;0 {TAIL}"
+        )
+        assert run(*options, user=None) == (0, little + FIRST_RUN, "")
+        load(pg, name, 0.6, 0.6)
+        nobody = f"no other session is on database {name} now\n"
+        done = support.run("pool_size", *options)
+        assert masked(done.out) == judged("WARNING", name, 7, 6, who=nobody)
+        assert done.code == 1
+        values = measured(done.out)
+        assert 0.45 < values["busy_ratio"] < 0.55
+        # The window began with the first run: no longer than the load and the checks.
+        assert 1.2 < values["window"] < 5
+        # A run right after keeps the evidence: nobody has slept for a minute.
+        done = run(*options, user=None)
+        assert done == (1, judged("WARNING", name, 7, 6, who=nobody), "")
+        # A state key of its own: a first run, and this time there is something to judge.
+        done = run(*options, "--state-key", "other", user=None)
+        assert done == (1, judged("WARNING", name, 7, 6, notes=FIRST_RUN, who=nobody), "")
+        done = run(*options, "--min-busy", "5", user=None)
+        assert done == (0, little.replace("below #", "below 5"), "")
+
+
+def test_reset_between_runs(pg: PostgresServer, state: str) -> None:
+    with database(pg) as name:
+        options = ["-d", pg.dsn(name), "--cores", "3.25", "--pool-size", "3", "--state-dir", state]
+        load(pg, name, 0.3, 0)
+        assert run(*options, user=None).code == 0
+        reset(pg, name)
+        load(pg, name, 0.6, 0.6)
+        note = (
+            "the statistics were reset since the last run: judged over the # s since the "
+            "statistics were reset\n"
+        )
+        assert run(*options, user=None) == (0, judged("OK", name, 3, 6, notes=note), "")
+
+
+def test_restart_crash_and_new_database_between_runs(make_pg: MakePg, state: str) -> None:
+    pg = make_pg(settings={"max_connections": 10})
+    options = ["--cores", "2", "--pool-size", "1", "--state-dir", state, "--min-busy", "0"]
+
+    def note() -> str:
+        done = support.run("pool_size", "-d", pg.dsn("app"), *options)
+        assert (done.code, done.err) == (0, "")
+        return masked(done.out).splitlines()[1]
+
+    pg.execute("CREATE DATABASE app")
+    begun = "judged over the # s since the server's start (the statistics have no time of reset)"
+    assert note() == f"first run: {begun}"
+    pg.restart("fast")
+    anew = "the server started anew, or another took its place, since the last run"
+    assert note() == f"{anew}: {begun}"
+    load(pg, "app", 0.3, 0)
+    run("-d", pg.dsn("app"), *options, user=None)
+    with pg.connect("app") as session:
+        # A backend killed so makes the postmaster start over, with empty statistics.
+        os.kill(session.backend_pid, 9)
+    support.wait_until(lambda: _takes_connections(pg), "the server is back")
+    crash = "the statistics were lost in a crash since the last run"
+    assert note() == f"{crash}: judged over the # s since the last run, at most"
+    pg.execute("DROP DATABASE app")
+    pg.execute("CREATE DATABASE app")
+    assert note() == f"the database was made anew since the last run: {begun}"
+
+
+def test_fail_over_to_a_standby_between_runs(
+    pg: PostgresServer, make_pg: MakePg, tmp_path: Path
+) -> None:
+    """One service name, as one virtual address, leads to another server."""
+    standby = make_pg(major=pg.version)
+    standby.stop("fast")
+    (standby.data_directory / "standby.signal").touch()
+    standby.start()
+    services = tmp_path / "services"
+    options = ["-d", "service=app", "--cores", "2", "--state-dir", str(tmp_path / "state")]
+    for server, why in (
+        (pg, "first run"),
+        (standby, "another server answers than at the last run (a fail-over?)"),
+        (pg, ""),  # and back: its own last sample serves
+    ):
+        services.write_text(f"[app]\nhost=127.0.0.1\nport={server.port}\n")
+        named = {"PGSERVICEFILE": str(services), "PGDATABASE": "postgres", "PGUSER": "postgres"}
+        done = run(*options, "--pool-size", "1", user=None, **named)
+        assert done.code == 0
+        begun = "the server's start (the statistics have no time of reset)"
+        expected = [f"{why}: judged over the # s since {begun}"] if why else []
+        assert done.out.splitlines()[1:] == expected
+
+
+def _takes_connections(pg: PostgresServer) -> bool:
+    try:
+        return pg.execute("SELECT NOT pg_is_in_recovery()") == [("t",)]
+    except (OSError, LabError):
+        return False
+
+
+def test_the_observed_pool(pg: PostgresServer, sessions: OpenSessions) -> None:
+    with database(pg) as name:
+        load(pg, name, 0.6, 0.6)
+        opened = sessions(pg, 3, database=name)
+        opened[0].query("BEGIN")
+        sessions(pg, 2)  # in another database
+        seen = (
+            "the pool's size is what is seen now, 3 client backends; --pool-size names the "
+            "configured one\n"
+        )
+        who = "3 sessions of role postgres: 2 idle, 1 idle in transaction\n"
+        options = ["-d", pg.dsn(name), "--cores"]
+        done = run(*options, "3.25")
+        assert done == (0, judged("OK", name, 3, 6, notes=NO_STATE + seen), "")
+        done = run(*options, "1.25")
+        assert done == (1, judged("WARNING", name, 3, 2, notes=NO_STATE + seen, who=who), "")
+
+
+def test_a_role_that_may_only_log_in(pg: PostgresServer, sessions: OpenSessions) -> None:
+    with database(pg) as name:
+        load(pg, name, 0.6, 0.6)
+        pg.execute("CREATE ROLE plain LOGIN")
+        try:
+            sessions(pg, 2, database=name)
+            sessions(pg, 1, database=name, user="plain")
+            options = ["-d", pg.dsn(name, "plain"), "--cores", "1.25"]
+            notes = (
+                f"{NO_STATE}the pool's size is what is seen now, 3 client backends; --pool-size "
+                "names the configured one\n2 of them belong to other roles and hide their kind, "
+                "so parallel workers are counted, too; grant pg_read_all_stats to the role of the "
+                "check\n"
+            )
+            who = (
+                "2 sessions of role postgres: 2 in a hidden state\n"
+                "1 session of role plain: 1 idle\n"
+            )
+            done = run(*options)
+            assert done == (1, judged("WARNING", name, 3, 2, notes=notes, who=who), "")
+            pg.execute("GRANT pg_read_all_stats TO plain")
+            assert "hide their kind" not in run(*options).out
+        finally:
+            pg.terminate(int(pid) for (pid,) in _backends(pg, "plain"))
+            support.wait_until(lambda: not _backends(pg, "plain"), "sessions of plain are gone")
+            pg.execute("DROP ROLE plain")
+
+
+def _backends(pg: PostgresServer, role: str) -> list[tuple[str]]:
+    rows = pg.execute(f"SELECT pid FROM pg_stat_activity WHERE usename = '{role}'")
+    return [(str(row[0]),) for row in rows]
+
+
+def test_several_databases(pg: PostgresServer) -> None:
+    with database(pg, "app_a") as one, database(pg, "Anwendung B") as two:
+        load(pg, one, 0.6, 0)
+        load(pg, two, 0.5, 0.5)
+        options = ["-d", pg.dsn(), "--cores", "3.25", "--pool-size", "5"]
+        done = run(*options, "--database", one, "--database", two)
+        metrics = (
+            "window=#s;;;0 size_anwend_a6ae5e=5;;;0 limit_anwend_a6ae5e=6;;;0 "
+            "ratio_anwend_a6ae5e=#;;;0;1 size_app_a=5;;;0 limit_app_a=3;;;0 ratio_app_a=#;;;0;1\n"
+        )
+        first, _, notes = judged(
+            "WARNING", one, 5, 3, extra="; the worst of 2 databases", notes=NO_STATE,
+            who=f"no other session is on database {one} now\n",
+        ).partition("window=#s;;;0\n")  # fmt: skip
+        expected = first + metrics + notes
+        digits = re.search(r"size_anwend_([0-9a-f]{6})", done.out)
+        assert digits is not None
+        assert done == (1, expected.replace("a6ae5e", digits[1]), "")
+        done = run(*options, "--database", "all", "-v")
+        assert done.code == 1
+        assert done.out.startswith(first.replace("of 2", "of 3"))
+        assert "pool of 5 on database Anwendung B, largest allowed is 6" in done.out
+        assert "template" not in done.out
+        assert "size_app" not in done.out
+        assert run(*options, "--database", "none", "--database", one) == unknown(
+            "the server has no database none; see to --database"
+        )
+
+
+def test_the_cores_of_this_machine(pg: PostgresServer) -> None:
+    with database(pg) as name:
+        load(pg, name, 0.8, 0)
+        done = run("-d", pg.dsn(name), "--pool-size", "1", "-v")
+        cores = os.sysconf("SC_NPROCESSORS_ONLN")
+        assert done.code == 0
+        assert done.out.splitlines()[3:] == [
+            f"cores: {cores} of this machine; its backend # is a postgres process here, started # "
+            "s apart",
+            f"formula: min({cores} cores, no I/O limit) / (busy ratio * parallelism 1); what "
+            "statements and transactions in progress have spent so far is not in the statistics",
+        ]
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+def test_through_pgbouncer(pg: PostgresServer, pool_mode: str) -> None:
+    support.require("pgbouncer")
+    with database(pg) as name, PgBouncerServer(pg, pool_mode=pool_mode) as pooler:
+        load(pg, name, 0.6, 0.6)
+        options = ["-d", pooler.dsn(name), "--pool-size", "1"]
+        for _ in range(7):  # more than it takes psycopg to prepare a statement
+            done = run(*options, "--cores", "3.25")
+            assert done == (0, judged("OK", name, 1, 6, notes=NO_STATE), "")
+        # The backend is here, whatever the pooler's address is.
+        assert "is a postgres process here" in run(*options, "-v").out
+        assert run("-d", pooler.dsn("pgbouncer", "admin")) == unknown(
+            "this is PgBouncer's console, not a database; name a database with --dsn"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cores", "0"], "argument --cores: '0' is no number above 0, at most 1000000"),
+        (["--cores", "nan"], "argument --cores: 'nan' is no number"),
+        (["--io-limit", "0"], "argument --io-limit: '0' is no whole number of 1 or more"),
+        (["--pool-size", "x"], "argument --pool-size: 'x' is no whole number of 1 or more"),
+        (
+            ["--parallelism", ".5"],
+            "argument --parallelism: '.5' is below 1: a statement has one process at least",
+        ),
+        (["--min-busy", "-1"], "argument --min-busy: '-1' is below 0"),
+        (["-p", "5432"], "unknown option -p 5432"),
+    ],
+)
+def test_usage_errors(arguments: list[str], sentence: str) -> None:
+    done = run(*arguments)
+    assert done == unknown(f"{sentence}; see check_pgsock_pool_size --help")
+
+
+def test_usage_errors_of_databases() -> None:
+    assert run("--database", "all", "--database", "x") == unknown(
+        "--database all takes in every database; drop the others, or all"
+    )
+    assert run("--database", "") == unknown("--database is empty; name a database, or all")
+    seven = [word for number in range(7) for word in ("--database", f"d{number}")]
+    assert run(*seven) == unknown(
+        "--database names 7 databases, of which 6 fit into a line; use all, or further services"
+    )
+
+
+def test_a_state_directory_that_cannot_be_trusted(pg: PostgresServer, tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir(mode=0o700)
+    link = tmp_path / "link"
+    link.symlink_to(real)
+    options = ["-d", pg.dsn(), "--cores", "4", "--state-dir"]
+    assert run(*options, str(link), user=None) == unknown(
+        f"the state directory {link} is a symbolic link; name the directory itself with --state-dir"
+    )
+    (real / "checks.sqlite").write_text("no database " * 100)
+    done = run(*options, str(real), user=None)
+    assert done == unknown(
+        f"{real}/checks.sqlite is damaged (file is not a database) and was set aside as "
+        "checks.sqlite.damaged; the next run starts anew"
+    )
+    done = run(*options, str(real), user=None)
+    assert done.code == 0
+    assert done.out.splitlines()[1].startswith("first run: ")
+
+
+def test_the_check_leaves_the_server_as_it_was(pg: PostgresServer) -> None:
+    with database(pg) as name:
+        reset(pg, name)
+        before = counters(pg, name)
+        for _ in range(3):
+            assert run("-d", pg.dsn(name), "--cores", "4").code == 0
+        support.wait_until(
+            lambda: pg.execute(f"SELECT FROM pg_stat_activity WHERE datname = '{name}'") == [],
+            "the check's sessions are closed",
+        )
+        after = counters(pg, name)
+        # Its own sessions are in the statistics, too: some milliseconds a run.
+        assert after[0] + after[1] - before[0] - before[1] < 0.3
+
+
+def test_help_imports_neither_psycopg_nor_sqlite() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(support.ROOT)!r}); "
+        "from check_pgsock.checks import pool_size; "
+        "print(sorted(set(sys.modules) & {'psycopg', 'sqlite3', 'typing', 'dataclasses', "
+        "'pathlib'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"

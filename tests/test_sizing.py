@@ -1,0 +1,63 @@
+"""The pool-size formula."""
+
+from __future__ import annotations
+
+import pytest
+
+from check_pgsock.sizing import busy_ratio, largest_allowed, upper_limit
+
+
+@pytest.mark.parametrize(
+    ("active", "idle", "ratio"),
+    [(1.0, 3.0, 0.25), (0.0, 5.0, 0.0), (5.0, 0.0, 1.0), (0.0, 0.0, None)],
+)
+def test_busy_ratio(active: float, idle: float, ratio: float | None) -> None:
+    assert busy_ratio(active, idle) == ratio
+
+
+@pytest.mark.parametrize(
+    ("cores", "io_limit", "ratio", "parallelism", "limit"),
+    [
+        (4, None, 0.5, 1, 8.0),
+        (4, 2, 0.5, 1, 4.0),  # the smaller of cores and I/O
+        (4, 100, 0.5, 1, 8.0),
+        (4, None, 0.5, 4, 2.0),
+        (1.5, None, 1.0, 1, 1.5),
+        (4, None, 0.0, 1, None),  # nothing executes: no limit
+    ],
+)
+def test_upper_limit(
+    cores: float, io_limit: float | None, ratio: float, parallelism: float, limit: float | None
+) -> None:
+    assert upper_limit(cores, io_limit, ratio, parallelism) == limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "allowed"),
+    [
+        (26.7, 26),
+        (26.0, 25),  # strictly below
+        (10.000000000000002, 9),  # 10 but for the quotient's last bit
+        (9.999999999999998, 9),
+        (2.0, 1),
+        (1.0, 1),  # a pool needs one
+        (0.2, 1),
+        (1e12, 10**12 - 1000),
+    ],
+)
+def test_largest_allowed(limit: float, allowed: int) -> None:
+    assert largest_allowed(limit) == pytest.approx(allowed, rel=1e-8, abs=0)
+    if limit < 1e6:
+        assert largest_allowed(limit) == allowed
+
+
+def test_every_quotient_of_whole_milliseconds_stays_strictly_below() -> None:
+    for cores in range(1, 30):
+        for active in range(1, 60):
+            for idle in range(60):
+                ratio = busy_ratio(float(active), float(idle))
+                assert ratio is not None
+                limit = upper_limit(cores, None, ratio, 1)
+                assert limit is not None
+                exact = max(-(-cores * (active + idle) // active) - 1, 1)
+                assert largest_allowed(limit) == exact

@@ -70,8 +70,21 @@ class Stage:
         """Run a check under the present load, and compare its service state."""
         self._signals.check()
         print(f"\n   load: {described}", flush=True)
-        executable = Path(sys.executable).with_name(check)
         print(f"   $ {shlex.join([check, *arguments])}", flush=True)
+        done = self.run(check, *arguments)
+        for line in done.stdout.splitlines() or [""]:
+            print(f"   {line}")
+        state = STATES[done.returncode] if 0 <= done.returncode < 4 else "no service state"
+        # A crash of Python exits 1, too: the status line has to say the same.
+        said = done.stdout.startswith(f"{check[len('check_') :].upper()} {state} - ")
+        right = said and state == expected
+        verdict = "as expected" if right else f"WRONG, expected {expected}"
+        self.wrong += not right
+        print(f"   exit code {done.returncode}: {state}, {verdict}", flush=True)
+
+    def run(self, check: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a check; raises LabError if that fails."""
+        executable = Path(sys.executable).with_name(check)
         try:
             done = subprocess.run(
                 [str(executable), *arguments],
@@ -84,15 +97,7 @@ class Stage:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise LabError(f"{executable} cannot be run: {error}") from None
         self._signals.check()
-        for line in done.stdout.splitlines() or [""]:
-            print(f"   {line}")
-        state = STATES[done.returncode] if 0 <= done.returncode < 4 else "no service state"
-        # A crash of Python exits 1, too: the status line has to say the same.
-        said = done.stdout.startswith(f"{check[len('check_') :].upper()} {state} - ")
-        right = said and state == expected
-        verdict = "as expected" if right else f"WRONG, expected {expected}"
-        self.wrong += not right
-        print(f"   exit code {done.returncode}: {state}, {verdict}", flush=True)
+        return done
 
 
 def saturation(stage: Stage) -> None:
@@ -144,9 +149,12 @@ def pool_size(stage: Stage) -> None:
         (0.2, 0.0, "WARNING", "sessions that are busy all the time"),
         (0.02, 0.3, "OK", waiting),
     )
-    for busy, idle, expected, described in steps:
+    for number, (busy, idle, expected, described) in enumerate(steps, 1):
+        # A service of its own each: its first run keeps the sample that its second starts from.
+        service = [*check, "--state-key", f"step {number}"]
+        stage.run(*service)
         load.transactions(stage.server, "shop", 4, busy, idle, 2.5)
-        stage.show(f"4 {described}", expected, *check)
+        stage.show(f"4 {described}", expected, *service)
 
 
 DEMONSTRATIONS: dict[str, Callable[[Stage], None]] = {

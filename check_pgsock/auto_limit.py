@@ -10,9 +10,9 @@ from check_pgsock import limits
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg
 from check_pgsock.limits import Limit, LimitUnknown
-from check_pgsock.postmaster import prove, read_clusters
+from check_pgsock.postmaster import Census, prove
 from check_pgsock.processes import Process, ProcessTable
-from check_pgsock.sockets.model import ESTABLISHED, Listener
+from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket
 from check_pgsock.sockets.sources import SocketReader
 
 TYPE_CHECKING = False
@@ -36,18 +36,23 @@ def read_limit(
         raise LimitUnknown(
             f"the limit of port {port} is not in a saved moment; name it with --limit N"
         )
+    accepted = reader.sockets(Leg(leg.ports).query(ESTABLISHED))
     if leg.server:
         listeners = leg.listeners(found)
-        peers = {
-            (one.remote_address, one.remote_port)
-            for one in reader.sockets(Leg(leg.ports).query(ESTABLISHED))
-        }
     else:
-        listeners, peers = _listeners_of_client_leg(leg, reader, port)
+        listeners = _listeners_of_client_leg(leg, reader, port, accepted)
     table = ProcessTable(deadline, proc_root or "/proc")
-    clusters, others = read_clusters(table, {one.uid for one in listeners})
+    uids = {one.uid for one in listeners}
+    census = Census(table, uids)
     owner, proof = prove(
-        port, clusters, table.socket_inodes, listeners, peers, reader.listeners(), others
+        port,
+        census.clusters,
+        table.socket_inodes,
+        listeners,
+        {(one.remote_address, one.remote_port): one.local_address for one in accepted},
+        lambda peers: _connected_elsewhere(reader, port, peers),
+        {one.port for one in reader.listeners() if one.uid in uids} - {port},
+        census.strangers,
     )
     backlogs = {one.backlog for one in listeners if reader.of_this_host}
     backlog = backlogs.pop() if len(backlogs) == 1 else None
@@ -56,26 +61,44 @@ def read_limit(
     return limit, f"{proof} (process {owner.pid})", source.pending
 
 
+def _connected_elsewhere(
+    reader: SocketReader, port: int, peers: "set[tuple[bytes, int]]"
+) -> "set[tuple[bytes, int]]":
+    """Those of the remote ends `peers` that are connected to another local port than `port`."""
+    states = 0xFFFF & ~(1 << LISTEN)
+    query = Query(tuple({remote for _, remote in peers}), False, states)
+    return {
+        (one.remote_address, one.remote_port)
+        for one in reader.sockets(query)
+        if one.local_port != port and (one.remote_address, one.remote_port) in peers
+    }
+
+
 def _listeners_of_client_leg(
-    leg: Leg, reader: SocketReader, port: int
-) -> "tuple[list[Listener], set[tuple[bytes, int]]]":
-    """Listeners and peers of the server on this host that the client leg's connections end at.
+    leg: Leg, reader: SocketReader, port: int, accepted: "list[Socket]"
+) -> "list[Listener]":
+    """The listeners on this host that the client leg's connections end at.
 
     Proven by the other ends: of every address that the leg connects to, one is here too.
     """
-    accepted = reader.sockets(Leg(leg.ports).query(ESTABLISHED))
     ends = {one[1:5] for one in accepted}
     targets: dict[bytes, bool] = {}
     for one in reader.sockets(leg.query(ESTABLISHED)):
         mirrored = (one.remote_address, one.remote_port, one.local_address, one.local_port) in ends
         targets[one.remote_address] = targets.get(one.remote_address, False) or mirrored
-    listeners = reader.listeners(port)
-    if not listeners or not all(targets.values()):
+    if not targets:
+        raise limits.unknown(port, "no connection shows now which server this client leg has")
+    if not all(targets.values()):
         raise LimitUnknown(
             f"the limit of port {port} cannot be read: the server of this client leg is not on "
             "this host; name the usable slots (or this host's share of them) with --limit N"
         )
-    return listeners, {(one.remote_address, one.remote_port) for one in accepted}
+    found = reader.listeners(port)
+    return [
+        one
+        for one in found
+        if any(one in Leg((port,), address=target).listeners(found) for target in targets)
+    ]
 
 
 class LimitReader:
@@ -128,9 +151,11 @@ class LimitReader:
 
     def _backlog_reason(self, major: "Optional[int]", somaxconn: int) -> str:
         if self._backlog is None:
-            return "procfs tells no backlog"
+            return "no one backlog of its listeners is known"
         if major is None:
             return "the backlog does not tell it without the server's version"
+        if not somaxconn:
+            return "somaxconn, which may cap the backlog, cannot be read"
         if self._backlog >= somaxconn:
             return f"the backlog is capped by somaxconn {somaxconn}"
         return f"the backlog does not tell it on version {major}"
@@ -175,7 +200,7 @@ class LimitReader:
             with open("/proc/sys/net/core/somaxconn", "rb", 0) as file:
                 return int(file.read())
         except (OSError, ValueError):
-            return 0  # every backlog counts as capped
+            return 0  # every backlog counts as capped by it
 
     def _major(self) -> "Optional[int]":
         """The server's major version, from its data directory or its root-owned program."""

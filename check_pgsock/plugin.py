@@ -9,6 +9,7 @@ Exit codes 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Nothing is ever written to st
 """
 
 import os
+import select
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FIRST_LINE_LIMIT = 990  # bytes; NRPE's old protocol cuts everything at 1,024
 LONG_OUTPUT_LIMIT = 60  # lines
 WHO_LINES = 10
+NOT_JUDGED = "-"  # as `Report.judged`: no label is this, so -w and -c judge nothing
 _EXIT = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
 
 
@@ -114,7 +116,8 @@ class Report:
     `notes` qualify the numbers (a bound, an assumption) and are always shown; `who` says who holds
     the connections, is asked for only when shown, and may raise; `details` tell how (-v: `told`,
     -vv: `details`). `floor` is a service state that holds whatever the metrics say, with its
-    reason. `judged` is the label that -w and -c judge where it is not the first of the table.
+    reason. `judged` is the label that -w and -c judge where it is not the first of the table, or
+    NOT_JUDGED.
     `commit` writes the state that the next run starts from: called once, after the evaluation.
     """
 
@@ -185,7 +188,8 @@ def run(spec: CheckSpec) -> "NoReturn":
         options = _parse(spec, sys.argv[1:])
         verbose = options.verbose
         deadline = Deadline(options.timeout)
-        threading.Thread(target=output.watch, args=(deadline,), daemon=True).start()
+        ended = _catch_sigterm()
+        threading.Thread(target=output.watch, args=(deadline, ended), daemon=True).start()
         context = Run(spec, options, deadline)
         report = spec.probe(context)
         verdict = _judge(context, report)
@@ -196,6 +200,10 @@ def run(spec: CheckSpec) -> "NoReturn":
         output.raw(str(shown), 3)
     except PgsockError as error:
         output.end("UNKNOWN", str(error), [], _traceback(verbose, 3))
+    except (OSError, MemoryError) as error:
+        # Whatever may fail by itself is a PgsockError: this is the machine's refusal.
+        sentence = f"this machine refused what the check needs, {_describe(error)}; see ulimit -a"
+        output.end("UNKNOWN", sentence, [], _traceback(verbose, 2))
     except Exception as error:  # noqa: BLE001 (the one entry point)
         sentence = (
             f"internal error, {type(error).__name__}: {error}; please report it with the "
@@ -205,11 +213,24 @@ def run(spec: CheckSpec) -> "NoReturn":
 
 
 def _silence() -> None:
+    if sys.stdout is None:
+        os._exit(3)  # closed: nobody would read the verdict
     # libpq warns on stderr, and Icinga 2 puts stderr before the status line.
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _catch_sigterm() -> int:
+    """Return a descriptor that becomes readable with SIGTERM, whatever the main thread is in.
+
+    The handler of Python itself runs only between two steps of the main thread; the byte in the
+    pipe is written by the one of C.
+    """
+    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+    return readable
 
 
 def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
@@ -299,7 +320,8 @@ def _judge(run: Run, report: Report) -> "tuple[str, str, list[str], list[str]]":
         if item is not None:
             perfdata.append(str(item))
         if int(result.state) and result.hint:
-            named = f"{result.metric.name} {result.hint}" if item is not None else result.hint
+            hint = result.hint.replace("outside range @", "inside range ")
+            named = f"{result.metric.name} {hint}" if item is not None else hint
             reasons.append(named)
     sentence = report.headline
     if reasons:
@@ -330,6 +352,10 @@ def _long(run: Run, report: Report, state: str) -> "list[str]":
     return lines
 
 
+def _describe(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
 def _traceback(verbose: int, least: int) -> "list[str]":
     if verbose < least:
         return []
@@ -345,15 +371,16 @@ class _Output:
         self._prefix = prefix
         self._lock = threading.Lock()
 
-    def watch(self, deadline: Deadline) -> None:
-        """Wait for the deadline, then end the process as UNKNOWN.
+    def watch(self, deadline: Deadline, ended: int) -> None:
+        """Wait for the deadline or for SIGTERM, then end the process as UNKNOWN.
 
         A thread, since no signal handler of Python runs while the main thread is inside a system
         call or name resolution.
         """
         while True:
             try:
-                time.sleep(deadline.remaining())
+                if select.select([ended], [], [], deadline.remaining())[0]:
+                    self.end("UNKNOWN", f"ended by SIGTERM while {deadline.doing}", [], [])
             except PgsockError as error:
                 self.end("UNKNOWN", str(error), [], [])
 

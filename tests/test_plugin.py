@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -126,7 +127,7 @@ def test_perfdata_is_on_the_first_line_at_every_verbosity() -> None:
     assert len(lines) == 1
 
 
-def test_sigterm_ends_a_waiting_check_at_once_and_leaves_nothing() -> None:
+def test_sigterm_ends_a_waiting_check_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         client = socket.create_connection(("127.0.0.1", port))
@@ -145,7 +146,8 @@ def test_sigterm_ends_a_waiting_check_at_once_and_leaves_nothing() -> None:
         out, err = process.communicate(timeout=5)
         client.close()
     assert time.monotonic() - started < 1
-    assert (process.returncode, out, err) == (-signal.SIGTERM, b"", b"")
+    sentence = b"PGSOCK_CLOSE_WAIT UNKNOWN - ended by SIGTERM while waiting for the second look\n"
+    assert (process.returncode, out, err) == (3, sentence, b"")
 
 
 def test_the_watchdog_ends_what_no_signal_could() -> None:
@@ -221,6 +223,30 @@ def test_nobody_reads_the_verdict() -> None:
     os.close(writer)
     _, err = process.communicate(timeout=10)
     assert (process.returncode, err) == (3, b"")
+
+
+def test_closed_standard_output_is_no_verdict() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *support.command("close_wait", *SAVED)],
+        env=support.environment(support.ROOT),
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=10,
+    )
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+def test_too_few_descriptors_are_one_sentence() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 5; exec "$@"', "sh", *support.command("close_wait", "-p", "9")],
+        env=support.environment(support.ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=10,
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+    assert re.fullmatch(r"PGSOCK_CLOSE_WAIT UNKNOWN - [^|]*Too many open files.*\n", done.stdout)
 
 
 def test_closed_streams_change_nothing() -> None:

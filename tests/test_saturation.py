@@ -12,6 +12,7 @@ import pytest
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
+from check_pgsock.pgsock.lab.wire import Session
 from tests import support
 from tests.conftest import MakePg, OpenSessions
 from tests.moment import MOMENT
@@ -311,6 +312,131 @@ def test_two_clusters_of_one_user_are_told_apart(make_pg: MakePg, sessions: Open
             warning, critical = limit * 80 // 100, limit * 90 // 100
             first = line("OK", 1, limit, f"on port {server.port}", warning, critical)
             assert done == (0, first + (assumed() if user else ""), "")
+
+
+def unproven(port: int) -> tuple[int, str, str]:
+    """What is due where nobody can prove whose the port is."""
+    return (
+        3,
+        f"PGSOCK_SATURATION UNKNOWN - the limit of port {port} cannot be read: which PostgreSQL "
+        "server owns its listener cannot be proven from here; name the usable slots with "
+        "--limit N\n",
+        "",
+    )
+
+
+def test_a_pooler_of_the_servers_user_never_gets_the_servers_limit(
+    make_pg: MakePg, sessions: OpenSessions
+) -> None:
+    """Also where the server's command line names the pooler's port, and it has no TCP port."""
+    arguments = ("-c", "max_connections=50", "-c", "listen_addresses=")
+    server = make_pg(major=15, arguments=arguments)
+    with (
+        PgBouncerServer(server, port=server.port, user="nobody") as pooler,
+        socket.create_connection(("127.0.0.1", pooler.port)) as client,
+    ):
+        client.sendall(b"\0")  # PgBouncer accepts none before its first byte (TCP_DEFER_ACCEPT)
+        done = support.run("saturation", "-p", str(pooler.port), user=STRANGER)
+        assert done == unproven(pooler.port)
+        done = support.run("saturation", "-p", str(pooler.port))
+        assert done.code == 3
+        assert "no PostgreSQL server that may be seen from here owns its listener" in done.out
+
+
+def test_a_client_port_shared_by_two_servers_proves_nothing(
+    make_pg: MakePg, sessions: OpenSessions
+) -> None:
+    server = make_pg(major=15, arguments=("-c", "max_connections=50"))
+    with (
+        PgBouncerServer(server, user="nobody") as pooler,
+        socket.socket() as one,
+        socket.socket() as two,
+    ):
+        for client in (one, two):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.bind(("127.0.0.1", 0))
+        two.bind(one.getsockname())
+        one.connect(("127.0.0.1", server.port))
+        session = Session(one)
+        session._send_startup({"user": "postgres", "database": "postgres"})
+        session.wait_ready()
+        two.connect(("127.0.0.1", pooler.port))
+        two.sendall(b"\0")
+        assert _title(session.backend_pid).endswith(f"127.0.0.1({one.getsockname()[1]}) idle")
+        done = support.run("saturation", "-p", str(pooler.port), user=STRANGER)
+        assert done == unproven(pooler.port)
+        # On the server's own port the same connection proves as little; another one does.
+        assert support.run("saturation", "-p", str(server.port), user=STRANGER).code == 3
+        sessions(server, 1)
+        done = support.run("saturation", "-p", str(server.port), user=STRANGER)
+        assert done.out.startswith("PGSOCK_SATURATION OK - 2 of 47 connections (4 %) on port ")
+
+
+def _title(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
+
+
+def test_several_programs_on_one_port_are_no_one_limit(
+    make_pg: MakePg, sessions: OpenSessions
+) -> None:
+    server = make_pg(major=15, arguments=("-c", "max_connections=30"))
+    sessions(server, 2)
+    port = server.port
+    with (
+        socket.create_server(("127.0.0.2", port)) as other,
+        socket.create_connection(("127.0.0.2", port)),
+    ):
+        other.accept()[0].close()
+        for user in (None, STRANGER):
+            done = support.run("saturation", "-p", str(port), user=user)
+            assert done.code == 3
+            assert "several programs listen on it, at different addresses (choose one" in done.out
+            done = support.run("saturation", "-p", str(port), "--address", "127.0.0.1", user=user)
+            assert done.code == 0
+            assert done.out.startswith("PGSOCK_SATURATION OK - 2 of 27 connections (7 %) on port ")
+        done = support.run("saturation", "-p", str(port), "--address", "127.0.0.2")
+        assert done.code == 3
+        client = ("saturation", "-p", str(port), "--leg", "client")
+        with socket.create_connection(("127.0.0.2", port)), other.accept()[0]:
+            done = support.run(*client, "--peer", "127.0.0.2")
+            assert done.code == 3
+            assert "no PostgreSQL server that may be seen from here owns" in done.out
+        done = support.run(*client, "--peer", "127.0.0.1")
+        assert done.out.startswith("PGSOCK_SATURATION OK - 2 of 27 connections (7 %) to port ")
+        done = support.run(*client, "--peer", "127.0.0.3")
+        assert done.code == 3
+        assert "no connection shows now which server this client leg has" in done.out
+
+
+def test_percentages_of_free_slots(pg: PostgresServer, sessions: OpenSessions) -> None:
+    sessions(pg, 5)
+    done = support.run("saturation", "-p", str(pg.port), "--free-warning", "80%:")
+    expected = line("WARNING", 5, 17, f"on port {pg.port}", 13, 15, " (free outside range 14:)")
+    expected = expected.replace("free=12;;;0;17", "free=12;14:;;0;17")
+    assert done == (1, expected + "peer 127.0.0.1: 5 established\n", "")
+
+
+def test_a_value_inside_an_inverted_range(pg: PostgresServer, sessions: OpenSessions) -> None:
+    sessions(pg, 2)
+    done = support.run("saturation", "-p", str(pg.port), "-w", "@1:9")
+    assert done.out.split(" | ")[0] == (
+        f"PGSOCK_SATURATION WARNING - 2 of 17 connections (12 %) on port {pg.port} (established "
+        "inside range 1:9)"
+    )
+
+
+@pytest.mark.parametrize("choice", ["ok", "warning", "critical"])
+def test_no_listener_without_a_limit_is_what_the_option_says(choice: str) -> None:
+    port = _closed_port()
+    done = support.run("saturation", "-p", str(port), "--no-listener", choice)
+    code = ("ok", "warning", "critical").index(choice)
+    extra = "" if choice == "ok" else f" (nothing listens on port {port})"
+    assert done == (
+        code,
+        f"PGSOCK_SATURATION {choice.upper()} - 0 connections on port {port}, limit unknown{extra} "
+        "| established=0;;;0 close_wait=0;;;0 syn_recv=0;;;0 not_accepted=0;;;0\n",
+        "",
+    )
 
 
 def test_a_process_that_calls_itself_postgres_proves_nothing(make_pg: MakePg) -> None:

@@ -13,7 +13,7 @@ completed and the server has not yet accepted: they count as established, as the
 from check_pgsock import options as opts
 from check_pgsock.errors import UsageError
 from check_pgsock.legs import Leg, top_peers
-from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
 from check_pgsock.socket_check import listener_floor, open_reader
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_RECV, Tally
@@ -77,6 +77,7 @@ def probe(run: Run) -> Report:
         told=told,
         details=reader.describe(),
         floor=floor,
+        judged=NOT_JUDGED if slots is None else None,
     )
 
 
@@ -107,7 +108,7 @@ def measure(tally: Tally, slots: "Optional[int]") -> "list[Metric]":
         metrics += [
             Metric("limit", slots),
             Metric("utilization", round(100 * established / slots, 1), "%"),
-            Metric("free", max(slots - established, 0), maximum=slots),
+            Metric("free", max(slots - established, 0), maximum=slots, base=slots),
         ]
     return [
         *metrics,

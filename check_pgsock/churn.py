@@ -51,7 +51,7 @@ class Churn:
 
     __slots__ = (
         "closed", "closes", "elapsed", "failed_connects", "lost", "opened", "opened_probes",
-        "probes",
+        "probes", "unexplained",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +64,7 @@ class Churn:
         opened_probes: int = 0,
         failed_connects: "Optional[int]" = None,
         lost: int = 0,
+        unexplained: int = 0,
     ) -> None:
         self.elapsed = elapsed
         self.closed = closed
@@ -73,6 +74,7 @@ class Churn:
         self.opened_probes = opened_probes  # those that were opened in the window, too
         self.failed_connects = failed_connects
         self.lost = lost
+        self.unexplained = unexplained  # sockets this end aborted, that may have been of the leg
 
     @property
     def cycles(self) -> int:
@@ -94,6 +96,7 @@ class Churn:
             self.opened_probes,
             self.failed_connects,
             self.lost,
+            self.unexplained,
         )
 
 
@@ -188,6 +191,7 @@ class EventLedger:
             sum(one.is_probe for one in new),
             None if self._leg.server else self._failed,
             lost,
+            self.unexplained,
         )
 
 

@@ -322,7 +322,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "pgsock_pool_size",
         {"dsn": "service=check_pgsock"},
     ),
-    "db1.example.org!pgsock-saturation-main": ("pgsock_saturation", {"port": 5432}),
+    "db1.example.org!pgsock-saturation-main": (
+        "pgsock_saturation",
+        {"port": 5432, "limit": 97},
+    ),
     "db1.example.org!pgsock-saturation-pgbouncer": (
         "pgsock_saturation",
         {"port": 6432, "limit": 1000, "warning": "70%"},
@@ -537,10 +540,9 @@ def test_nrpe_saturation(answers: dict[str, Answers]) -> None:
     done = answers["check_pgsock_saturation"].by_nrpe
     assert done.code == 0
     assert re.fullmatch(
-        r"PGSOCK_SATURATION OK - 3 of 17 connections \(18 %\) on port \d+ \| "
-        r"established=3;13;15;0;17 limit=17;;;0 utilization=17\.6%;;;0 free=14;;;0;17 "
-        r"close_wait=0;;;0 syn_recv=0;;;0 not_accepted=0;;;0\n"
-        r"3 reserved slots are assumed \(the defaults; their settings cannot be read from here\)\n",
+        r"PGSOCK_SATURATION OK - 3 of 97 connections \(3 %\) on port \d+ \| "
+        r"established=3;77;87;0;97 limit=97;;;0 utilization=3\.1%;;;0 free=94;;;0;97 "
+        r"close_wait=0;;;0 syn_recv=0;;;0 not_accepted=0;;;0\n",
         done.out,
     )
 

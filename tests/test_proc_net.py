@@ -41,7 +41,9 @@ def test_every_field_of_every_socket_is_netlinks(byteorder: str) -> None:
     found = [
         one
         for name in ("tcp", "tcp6")
-        for one in Table(name, EVERYTHING, byteorder).sockets(lines_of(name, byteorder))
+        for one in Table(name, EVERYTHING, byteorder, name == "tcp6").sockets(
+            lines_of(name, byteorder)
+        )
     ]
     assert sorted(one._replace(expires_ms=0) for one in found) == sorted(map(as_procfs, SOCKETS))
     timers = {one.remote_port: one.expires_ms for one in found if one.timer}
@@ -52,7 +54,7 @@ def test_every_field_of_every_socket_is_netlinks(byteorder: str) -> None:
 def test_tally_and_listeners_are_netlinks(byteorder: str) -> None:
     tally = Tally()
     for name in ("tcp", "tcp6"):
-        Table(name, EVERYTHING, byteorder).count(lines_of(name, byteorder), tally)
+        Table(name, EVERYTHING, byteorder, name == "tcp6").count(lines_of(name, byteorder), tally)
     expected = Tally()
     for one in SOCKETS:
         expected.add(one.state, one.inode)
@@ -76,14 +78,18 @@ def test_queries_filter_states_ports_and_addresses(query: Query, ports: set[int]
     found = [
         one
         for name in ("tcp", "tcp6")
-        for one in Table(name, query, BYTE_ORDER).sockets(lines_of(name, BYTE_ORDER))
+        for one in Table(name, query, BYTE_ORDER, name == "tcp6").sockets(
+            lines_of(name, BYTE_ORDER)
+        )
     ]
     assert {one.remote_port for one in found} == ports
     client = query._replace(local=False)
     found = [
         one
         for name in ("tcp", "tcp6")
-        for one in Table(name, client, BYTE_ORDER).sockets(lines_of(name, BYTE_ORDER))
+        for one in Table(name, client, BYTE_ORDER, name == "tcp6").sockets(
+            lines_of(name, BYTE_ORDER)
+        )
     ]
     assert {one.remote_port for one in found} <= set(query.ports)
 
@@ -126,6 +132,14 @@ def test_malformed_lines_are_named_by_file_line_and_text(lines: list[bytes], sen
         with pytest.raises(MalformedError) as caught:
             table.count(lines, Tally())
         assert str(caught.value).startswith(sentence)
+
+
+def test_the_files_are_not_taken_for_each_other() -> None:
+    header, *lines = lines_of("tcp6", BYTE_ORDER)
+    with pytest.raises(MalformedError, match=r"line 2: bad local_address '0{32}:1920'"):
+        Table("tcp", EVERYTHING, BYTE_ORDER).count([header, *lines], Tally())
+    with pytest.raises(MalformedError, match=r"line 2: bad local_address '0100007F:1D08'"):
+        Table("tcp6", EVERYTHING, BYTE_ORDER, ipv6=True).count([HEADER, *LINES], Tally())
 
 
 def test_an_empty_file_is_no_empty_table() -> None:

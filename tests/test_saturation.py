@@ -596,6 +596,10 @@ def test_no_tcp6_is_a_kernel_without_ipv6() -> None:
         done = support.run("close_wait", "--proc-root", str(root), "-vv")
     assert done.code == 0
     assert "no tcp6 beside tcp: a kernel without IPv6\n" in done.out
+    assert done.out.splitlines()[1] == (
+        "the saved moment has no tcp6: IPv6 connections, and those of listeners that take IPv4 "
+        "and IPv6, are not in it"
+    )
 
 
 def test_a_live_proc_below_another_root_is_read_at_its_first_process(

@@ -17,7 +17,7 @@ from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.processes import account_of, free_port, own
 from check_pgsock.pgsock.lab.wire import Session, WireError
 from tests.conftest import MakePg, OpenSessions
-from tests.watching import Check, counts, listening, masked, thrash
+from tests.watching import Check, abort, counts, listening, masked, thrash
 
 WINDOW = ("--window", "1", "-v")
 QUIET = "opened_rate=0/s;;;0 cycle_rate=0/s;;;0 probe_rate=0/s;;;0"
@@ -185,6 +185,18 @@ def test_failed_connects_are_no_closes() -> None:
         "TIME_WAIT: 0",
     ]
     assert (done.code, done.err) == (0, "")
+
+
+def test_aborts_that_no_look_saw_are_not_counted_and_said_at_vv() -> None:
+    with listening(socket.AF_INET, "127.0.0.1") as port:
+        args = ("-p", str(port), "--leg", "client", "--window", "1", "-vv")
+        with Check(*args) as check:
+            abort(socket.create_connection(("127.0.0.1", port)))
+        done = check.result()
+    assert done.code == 0
+    match = re.search(r"^(\d+) sockets? of this host reset or failed to connect, ", done.out, re.M)
+    assert match is not None
+    assert int(match[1]) >= 1
 
 
 def test_pool_that_restarts_does_not_cycle(make_pg: MakePg, sessions: OpenSessions) -> None:

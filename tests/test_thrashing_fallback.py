@@ -199,6 +199,10 @@ def test_no_listener_as_chosen(state: str, code: int, reason: str) -> None:
             "--window 8 is not below --timeout 8; lower the one or raise the other",
         ),
         (
+            ("--window", "0.01"),
+            "--window 0.01 is too short; at least 0.1",
+        ),
+        (
             ("--window", "0"),
             "argument --window: '0' is no time in seconds, above 0, at most 3600; "
             "see check_pgsock_thrashing --help",

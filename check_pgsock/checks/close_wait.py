@@ -106,7 +106,7 @@ def report(
     return Report(
         f"{plural(count, 'connection')} in CLOSE_WAIT{stay} {leg.describe()}",
         [Metric("close_wait", count), Metric("established", tally.count(ESTABLISHED))],
-        notes=notes,
+        notes=[*reader.notes(), *notes],
         who=lambda: top_peers(sockets or reader.sockets(leg.query(CLOSE_WAIT)), "in CLOSE_WAIT"),
         told=[f"looked {'twice' if looks == 2 else 'once'}"],
         details=reader.describe(),

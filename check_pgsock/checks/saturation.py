@@ -72,7 +72,7 @@ def probe(run: Run) -> Report:
     return Report(
         headline(tally.count(ESTABLISHED), slots, leg),
         measure(tally, slots),
-        notes=notes,
+        notes=[*reader.notes(), *notes],
         who=lambda: top_peers(reader.sockets(leg.query(ESTABLISHED)), "established"),
         told=told,
         details=reader.describe(),

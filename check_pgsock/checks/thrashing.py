@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from check_pgsock.sockets.sources import SocketReader
 
 DEFAULT_WINDOW = 3.0
+SHORTEST_WINDOW = 0.1
 
 
 def add_options(parser: opts.Parser) -> None:
@@ -63,6 +64,8 @@ def add_options(parser: opts.Parser) -> None:
 
 def validate(options: "Namespace") -> None:
     """The window must fit into the deadline, and a percentage needs something it is of."""
+    if options.window < SHORTEST_WINDOW:
+        raise UsageError(f"--window {options.window:g} is too short; at least {SHORTEST_WINDOW:g}")
     if options.window >= options.timeout:
         raise UsageError(
             f"--window {options.window:g} is not below --timeout {options.timeout:g}; "
@@ -136,7 +139,7 @@ def report(
         notes=notes(leg, seen),
         who=lambda: who(run, leg, reader, churn, waiting, ports),
         told=[counts(seen.churn), told],
-        details=[*reader.describe(), *seen.details],
+        details=[*reader.describe(), *seen.details, *unexplained(seen.churn)],
         floor=floor,
         judged="cycle_rate" if run.options.judge == "cycles" else None,
     )
@@ -204,6 +207,16 @@ def notes(leg: Leg, seen: Watched) -> "list[str]":
             f"closed{more}; net.core.rmem_max or CAP_NET_ADMIN allows a larger one"
         )
     return lines
+
+
+def unexplained(churn: "Churn") -> "list[str]":
+    """What could not be attributed, on the client leg."""
+    if not churn.unexplained:
+        return []
+    return [
+        f"{plural(churn.unexplained, 'socket')} of this host reset or failed to connect, and the "
+        "kernel no longer tells to where: not counted"
+    ]
 
 
 def counts(churn: "Churn") -> str:

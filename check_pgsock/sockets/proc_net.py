@@ -21,10 +21,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_ADDRESS = rb"[0-9A-F]{%d}"
 _FIELDS = (
     ("sl", rb"\d+:"),
-    ("local_address", rb"(?:[0-9A-F]{8}|[0-9A-F]{32}):[0-9A-F]{4}"),
-    ("rem_address", rb"(?:[0-9A-F]{8}|[0-9A-F]{32}):[0-9A-F]{4}"),
+    ("local_address", _ADDRESS + rb":[0-9A-F]{4}"),
+    ("rem_address", _ADDRESS + rb":[0-9A-F]{4}"),
     ("st", rb"0[1-9A-C]"),
     ("tx_queue:rx_queue", rb"[0-9A-F]{8}:[0-9A-F]{8}"),
     ("tr:tm->when", rb"0[0-4]:[0-9A-F]{8,16}"),
@@ -33,8 +34,8 @@ _FIELDS = (
     ("timeout", rb"\d+"),
     ("inode", rb"\d+"),
 )
-_LINE = re.compile(
-    rb" *\d+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4})"
+_LINE = (
+    rb" *\d+: (" + _ADDRESS + rb"):([0-9A-F]{4}) (" + _ADDRESS + rb"):([0-9A-F]{4})"
     rb" (0[1-9A-C]) ([0-9A-F]{8}):([0-9A-F]{8}) (0[0-4]):([0-9A-F]{8,16}) ([0-9A-F]{8})"
     rb" +(\d+) +(\d+) +(\d+)(?: [ -~]*)?\n"
 )
@@ -45,13 +46,16 @@ _TIMER_KEEPALIVE, _TIMER_PERSIST, _TIMER_RETRANSMIT = 2, 4, 1
 class Table:
     """One file, fed line by line: validates each line, whatever its port.
 
-    `name` is what errors call the file; `byteorder` ("little" or "big") is the writing host's.
+    `name` is what errors call the file, `ipv6` whether it is tcp6; `byteorder` ("little" or "big")
+    is the writing host's.
     """
 
-    __slots__ = ("_byteorder", "_number", "_ports", "_query", "name")
+    __slots__ = ("_byteorder", "_digits", "_line", "_number", "_ports", "_query", "name")
 
-    def __init__(self, name: str, query: Query, byteorder: str) -> None:
+    def __init__(self, name: str, query: Query, byteorder: str, ipv6: bool = False) -> None:
         self.name = name
+        self._digits = 32 if ipv6 else 8
+        self._line = re.compile(_LINE % (self._digits, self._digits))
         self._query = query
         self._ports = {b"%04X" % port for port in query.ports}
         self._byteorder = byteorder
@@ -70,9 +74,9 @@ class Table:
                 if _HEADER.fullmatch(line) is None:
                     raise MalformedError(f"{self._where()}: no header, but {_quoted(line)}")
                 continue
-            match = _LINE.fullmatch(line)
+            match = self._line.fullmatch(line)
             if match is None:
-                raise MalformedError(f"{self._where()}: {_diagnose(line)}")
+                raise MalformedError(f"{self._where()}: {_diagnose(line, self._digits)}")
             if ports and match[port_group] not in ports:
                 continue
             if states >> int(match[5], 16) & 1:
@@ -143,12 +147,12 @@ class Table:
         return f"{self.name} line {self._number}"
 
 
-def _diagnose(line: bytes) -> str:
+def _diagnose(line: bytes, digits: int) -> str:
     if not line.endswith(b"\n"):
         return f"the file ends within a line, {_quoted(line)}"
     values = line.split()
     for (name, pattern), value in zip(_FIELDS, values):
-        if re.fullmatch(pattern, value) is None:
+        if re.fullmatch(pattern.replace(b"%d", b"%d" % digits), value) is None:
             return f"bad {name} {_quoted(value)}"
     if len(values) < len(_FIELDS):
         return f"{len(values)} fields, {len(_FIELDS)} are needed, {_quoted(line)}"

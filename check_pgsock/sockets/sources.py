@@ -147,7 +147,7 @@ class ProcfsSource:
     def _read(self, query: Query) -> "Iterator[tuple[Table, list[bytes]]]":
         for name in ("tcp", "tcp6"):
             path = os.path.join(self.directory, name)
-            table = Table(path, query, sys.byteorder)
+            table = Table(path, query, sys.byteorder, ipv6=name == "tcp6")
             try:
                 for lines in self._lines(path):
                     yield table, lines
@@ -221,6 +221,15 @@ class SocketReader:
     def listeners(self, *ports: int) -> "list[Listener]":
         """Return the listeners on `ports`, or all of them."""
         return self.count(Query(ports, True, 1 << LISTEN)).listeners
+
+    def notes(self) -> "list[str]":
+        """What qualifies all that was read: what a saved moment does not hold."""
+        if self.saved and isinstance(self._source, ProcfsSource) and self._source.without_ipv6:
+            return [
+                "the saved moment has no tcp6: IPv6 connections, and those of listeners that take "
+                "IPv4 and IPv6, are not in it"
+            ]
+        return []
 
     def describe(self) -> "list[str]":
         """How the sockets were read, for -vv."""

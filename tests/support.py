@@ -72,6 +72,8 @@ def run(
     """
     account = None if user is None else processes.account_of(user)
     if account is None:
+        if python is None and user is not None and has("system-python"):
+            python = SYSTEM_PYTHON
         argv, tree = command(check, *args, python=python or sys.executable), ROOT
     else:
         if python is None:

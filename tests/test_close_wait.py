@@ -82,6 +82,7 @@ def test_ok_again_when_the_statement_ends(make_pg: MakePg, sessions: OpenSession
 
 @pytest.mark.parametrize("source", ["netlink", "procfs"])
 def test_the_client_leg_holds_what_an_application_never_closed(source: str) -> None:
+    support.require("system-python")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]

@@ -21,6 +21,7 @@ WINDOW = ("--window", "1", "-v")
 
 
 def test_abort_by_this_end() -> None:
+    support.require("system-python")
     with socket.create_server(("127.0.0.1", free_port())) as server:
         port = server.getsockname()[1]
         address = ("127.0.0.1", port)

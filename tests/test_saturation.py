@@ -158,6 +158,7 @@ def test_limit_on_the_command_line_is_read_by_a_stranger(
 def test_reserved_settings_are_subtracted_where_they_can_be_read(
     make_pg: MakePg, sessions: OpenSessions
 ) -> None:
+    support.require("root")  # else the stranger is the server's own user
     server = make_pg(
         major=18,
         settings={
@@ -214,6 +215,7 @@ def test_a_pending_change_of_the_file_is_not_the_limit(
 
 
 def test_a_backlog_capped_by_somaxconn_is_no_limit(make_pg: MakePg, sessions: OpenSessions) -> None:
+    support.require("root")  # else the stranger is the server's own user
     somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
     server = make_pg(major=18, settings={"max_connections": somaxconn // 2 + 10})
     sessions(server, 1)

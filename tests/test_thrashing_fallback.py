@@ -88,6 +88,7 @@ def test_procfs_gives_a_lower_bound(make_pg: MakePg, sessions: OpenSessions, leg
 def test_refused_events_are_replaced_by_snapshots(
     make_pg: MakePg, sessions: OpenSessions, probes: tuple[str, ...]
 ) -> None:
+    support.require("system-python")
     server = make_pg()
     held = sessions(server, 15)
     silent = [socket.create_connection((server.host, server.port)) for _ in range(3)]

@@ -15,9 +15,10 @@ demo: .venv-demo/installed
 test: .venv-test/installed
 	@.venv-test/bin/python -m pytest -m 'not prove' $(ARGS)
 
-# Full sizes and counts: minutes, not seconds.
+# Full sizes and counts, and the speed goals as a table (as root): minutes, not seconds.
 prove: .venv-test/installed
 	@.venv-test/bin/python -m pytest -m prove $(ARGS)
+	@.venv-test/bin/python -m bench.checks
 
 lint: .venv-lint/installed
 	.venv-lint/bin/ruff check

@@ -222,9 +222,12 @@ class LimitReader:
         """What `postgres -C` says of `names`; those without an answer are left out.
 
         Asked only with the postmaster's own rights: another user's answer lacks
-        postgresql.auto.conf without saying so.
+        postgresql.auto.conf without saying so. Never asked of a container's server: its program
+        would run outside the container.
         """
         if os.geteuid() not in (0, self._process.uid):
+            return {}
+        if not self._table.shares_namespaces(self._process.pid):
             return {}
         try:
             program = os.readlink(self._table.path(self._process.pid, "exe"))

@@ -150,6 +150,16 @@ class ProcessTable:
         except (ValueError, IndexError):
             return None
 
+    def shares_namespaces(self, pid: int) -> bool:
+        """Whether a process is known to live among the same files, processes and users as we."""
+        try:
+            return all(
+                os.readlink(self.path(pid, "ns", name)) == os.readlink(f"/proc/self/ns/{name}")
+                for name in ("mnt", "pid", "user")
+            )
+        except OSError:
+            return False
+
     def socket_inodes(self, pid: int) -> "Optional[set[int]]":
         """Inodes of the sockets a process holds; None where its descriptors may not be read."""
         directory = self.path(pid, "fd")

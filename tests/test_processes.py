@@ -1,16 +1,10 @@
-"""Processes: parsing of /proc/PID files and of titles, and whose namespaces they live in."""
+"""Parsing of /proc/PID files and of process titles."""
 
 from __future__ import annotations
-
-import os
-import subprocess
 
 import pytest
 
 from check_pgsock import processes
-from check_pgsock.deadline import Deadline
-from check_pgsock.processes import ProcessTable
-from tests import support
 from tests.moment import LOCAL4, LOCAL6
 
 
@@ -32,22 +26,6 @@ def test_parse_ids_takes_the_effective_one() -> None:
     assert processes.parse_ids(raw, b"Gid") == 2
     with pytest.raises(ValueError, match="no Groups line"):
         processes.parse_ids(raw, b"Groups")
-
-
-def test_a_process_of_another_namespace_is_told_apart() -> None:
-    support.require("root")
-    table = ProcessTable(Deadline(5))
-    assert table.shares_namespaces(os.getpid())
-    assert not table.shares_namespaces(2**22 + 1)  # no such process
-    with subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as process:
-        try:
-            other = f"/proc/{process.pid}/ns/mnt"
-            support.wait_until(
-                lambda: os.readlink(other) != os.readlink("/proc/self/ns/mnt"), "unshared"
-            )
-            assert not table.shares_namespaces(process.pid)
-        finally:
-            process.kill()
 
 
 def test_parse_command_line() -> None:

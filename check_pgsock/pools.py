@@ -21,33 +21,39 @@ NO_STATEMENTS = "no statements"
 # The check's own session is in the statistics, with up to 30 ms a run: in a window shorter than
 # this (seconds) that alone may look like activity, so activity is averaged over this at least.
 _SHORTEST_AVERAGED = 2.0
+# Seconds of sessions in statements and transactions that a ratio means something of where it is
+# not known since when they were counted: 2,000 sessions of the check.
+LEAST_COUNTED = 60.0
 _LONGEST_LABEL = 13  # of a database: with the longest prefix the 19 characters that count
 
 
 class Backends:
     """Client backends of one database and role that have a state in common.
 
-    `hidden` says that the role of the check may not see their kind and state.
+    `hidden` says that the role of the check may not see their kind and state, `unflushed` that
+    they are in a statement or transaction whose time is not in the statistics yet (None: not
+    known).
     """
 
-    __slots__ = ("application", "count", "hidden", "oid", "role", "state")
+    __slots__ = ("application", "count", "hidden", "oid", "role", "state", "unflushed")
 
     def __init__(
         self, *, oid: int, role: str, application: str, state: "Optional[str]", hidden: bool,
-        count: int,
+        unflushed: "Optional[bool]", count: int,
     ) -> None:  # fmt: skip
         self.oid = oid
         self.role = role
         self.application = application
         self.state = state
         self.hidden = hidden
+        self.unflushed = unflushed
         self.count = count
 
 
 class Terms:
     """What the formula and its use are given besides the statistics."""
 
-    __slots__ = ("cores", "io_limit", "least_busy", "parallelism", "pool_size")
+    __slots__ = ("cores", "io_limit", "least_busy", "min_window", "parallelism", "pool_size")
 
     def __init__(
         self,
@@ -56,29 +62,38 @@ class Terms:
         parallelism: float = 1.0,
         least_busy: float = 0.1,
         pool_size: "Optional[int]" = None,  # None: the client backends that are seen
+        min_window: float = 60.0,  # seconds between two runs
     ) -> None:
         self.cores = cores
         self.io_limit = io_limit
         self.parallelism = parallelism
         self.least_busy = least_busy
         self.pool_size = pool_size
+        self.min_window = min_window
 
 
 class Pool:
     """One database's pool: its size, the window, and the largest size that the formula allows.
 
     `allowed` is None unless the outcome is JUDGED, `ratio` is None where it is of too little.
+    Of the client backends `hidden` hide their kind, `unflushed` are in statements or transactions
+    that are not in the statistics yet, and of `unseen` that is not known.
     """
 
-    __slots__ = ("allowed", "hidden", "name", "outcome", "ratio", "size", "window")
+    __slots__ = (
+        "allowed", "hidden", "name", "outcome", "ratio", "size", "unflushed", "unseen", "window",
+    )  # fmt: skip
 
     def __init__(
         self, name: str, size: int, hidden: int, window: Window, outcome: str,
         ratio: "Optional[float]" = None, allowed: "Optional[int]" = None,
+        unflushed: int = 0, unseen: int = 0,
     ) -> None:  # fmt: skip
         self.name = name
         self.size = size
         self.hidden = hidden
+        self.unflushed = unflushed
+        self.unseen = unseen
         self.window = window
         self.outcome = outcome
         self.ratio = ratio
@@ -100,21 +115,27 @@ def assess(
     own = [one for one in backends if one.oid == current.oid]
     size = sum(one.count for one in own) if terms.pool_size is None else terms.pool_size
     hidden = sum(one.count for one in own if one.hidden) if terms.pool_size is None else 0
-    window = statistics.choose_window(current, earlier)
+    unflushed = sum(one.count for one in own if one.unflushed)
+    unseen = sum(one.count for one in own if one.unflushed is None)
+    window = statistics.choose_window(current, earlier, terms.min_window)
     ratio = sizing.busy_ratio(window.active, window.idle)
-    if ratio is None or not window.seconds or _average(window) < terms.least_busy:
-        return Pool(current.name, size, hidden, window, TOO_LITTLE)
-    limit = sizing.upper_limit(terms.cores, terms.io_limit, ratio, terms.parallelism)
-    if limit is None:
-        return Pool(current.name, size, hidden, window, NO_STATEMENTS, ratio)
+    outcome, limit = TOO_LITTLE, None
+    if ratio is not None and window.active + window.idle >= _least(window, terms.least_busy):
+        limit = sizing.upper_limit(terms.cores, terms.io_limit, ratio, terms.parallelism)
+        outcome = NO_STATEMENTS if limit is None else JUDGED
     return Pool(
-        current.name, size, hidden, window, JUDGED, ratio, sizing.largest_allowed(limit)
+        current.name, size, hidden, window, outcome,
+        None if outcome == TOO_LITTLE else ratio,
+        None if limit is None else sizing.largest_allowed(limit),
+        unflushed, unseen,
     )  # fmt: skip
 
 
-def _average(window: Window) -> float:
-    """How many sessions were busy or in transaction, on average."""
-    return (window.active + window.idle) / max(window.seconds, _SHORTEST_AVERAGED)
+def _least(window: Window, least_busy: float) -> float:
+    """The seconds of sessions in statements and transactions that are enough to judge."""
+    if window.seconds is None:
+        return LEAST_COUNTED
+    return least_busy * max(window.seconds, _SHORTEST_AVERAGED)
 
 
 def find_worst(pools: "list[Pool]") -> Pool:
@@ -130,28 +151,57 @@ def describe(pool: Pool, least_busy: float) -> str:
     if pool.outcome == JUDGED:
         return (
             f"{what}, largest allowed is {pool.allowed}: busy ratio {pool.ratio:.3f} over "
-            f"{duration(window.seconds)}"
+            f"{_span(window)}"
         )
+    progress = describe_progress(pool)
+    tail = f"; {progress}" if progress else ""
     if pool.outcome == NO_STATEMENTS:
         return (
-            f"{what}: no statement ran in {duration(window.seconds)} of idle transactions, which "
-            "sets no limit"
+            f"{what}: {window.spent:.3f} s idle in transactions and no statement's time over "
+            f"{_span(window)}, which sets no limit{tail}"
         )
-    if not window.seconds:
-        return f"too little activity to judge the {what}: by the server's clock no time has passed"
+    least = "at least " if progress else ""
+    little = f"too little activity to judge the {what}"
+    if window.active + window.idle == 0:
+        return f"{little}: no statement's or transaction's time over {_span(window)}{tail}"
+    if window.seconds is None or window.seconds < _SHORTEST_AVERAGED:
+        return (
+            f"{little}: {least}{window.spent:.3f} s busy or in transaction over {_span(window)}, "
+            f"below {_least(window, least_busy):g} s{tail}"
+        )
     return (
-        f"too little activity to judge the {what}: {_average(window):.3f} sessions busy or "
-        f"in transaction over {duration(window.seconds)}, below {least_busy:g}"
+        f"{little}: {least}{window.busy_sessions:.3f} sessions busy and "
+        f"{window.in_transaction_sessions:.3f} idle in transaction over {_span(window)}, together "
+        f"below {least_busy:g}{tail}"
     )
 
 
-def describe_origin(window: Window) -> "Optional[str]":
+def describe_progress(pool: Pool) -> str:
+    """What of the sessions' doings now is not in the statistics; empty where nothing is."""
+    parts = []
+    if pool.unflushed:
+        parts.append(
+            f"{plural(pool.unflushed, 'session')} {'is' if pool.unflushed == 1 else 'are'} in "
+            "statements or transactions that are not in the statistics yet"
+        )
+    if pool.unseen:
+        parts.append(f"what {plural(pool.unseen, 'further session')} may be in cannot be seen")
+    return ", and ".join(parts)
+
+
+def _span(window: Window) -> str:
+    return "all that the statistics hold" if window.seconds is None else duration(window.seconds)
+
+
+def describe_origin(window: Window, min_window: float) -> "Optional[str]":
     """What is to be said of a window that does not simply begin with an earlier run."""
     if window.origin == statistics.LAST_RUN:
         return None
     why = {
         statistics.NO_STATE: "no state directory (--state-dir) keeps what the last run saw",
         statistics.FIRST_RUN: "first run",
+        statistics.RECENT_RUNS: f"no run on these statistics is {min_window:g} s ago "
+        "(--min-window)",
         statistics.RESET: "the statistics were reset since the last run",
         statistics.CRASH: "the statistics were lost in a crash since the last run",
         statistics.RESTART: "the server started anew, or another took its place, since the last "
@@ -160,14 +210,9 @@ def describe_origin(window: Window) -> "Optional[str]":
         statistics.OTHER_DATABASE: "the database was made anew since the last run",
         statistics.CLOCK_STEP: "the server's clock was set back since the last run",
     }[window.origin]
-    long = duration(window.seconds)
-    if not window.assumed:
-        over = f"the {long} since the statistics were reset"
-    elif window.origin == statistics.CRASH:
-        over = f"the {long} since the last run, at most"
-    else:
-        over = f"the {long} since the server's start (the statistics have no time of reset)"
-    return f"{why}: judged over {over}"
+    if window.seconds is None:
+        return f"{why}: judged over {_span(window)}, whose beginning is not known"
+    return f"{why}: judged over the {_span(window)} since the statistics were reset"
 
 
 def describe_size(pool: Pool, terms: Terms) -> "list[str]":

@@ -18,9 +18,15 @@ _RELATIVE_ERROR = 1e-9
 
 
 def busy_ratio(active: float, idle_in_transaction: float) -> "Optional[float]":
-    """The share of executing in the time of transactions; None where there was none."""
+    """The share of executing in the time of transactions; None where there was none.
+
+    In thousandths, as it is printed: who puts the printed number into the formula gets the same
+    limit, and 1.000 and 0.9999 are one number. Where anything executed it is 0.001 at least.
+    """
     total = active + idle_in_transaction
-    return active / total if total > 0 else None
+    if total <= 0:
+        return None
+    return max(round(active / total, 3), 0.001) if active > 0 else 0.0
 
 
 def upper_limit(

@@ -10,7 +10,8 @@ that fits is used:
   leave another user's $HOME);
 - none: there is no default in /tmp.
 
-Missing directories are made with mode 0700: the last part of --state-dir, and what the XDG paths
+Missing directories are made with mode 0700: the last part of --state-dir (an absolute path: the
+working directory of a check is its caller's), and what the XDG paths
 lack below a directory that is ours.
 """
 
@@ -40,6 +41,11 @@ def find_directory(
     if given is not None:
         if not given:
             raise StateError("--state-dir is empty; name a directory")
+        if not os.path.isabs(given):
+            raise StateError(
+                f"--state-dir {given} is a relative path, and whoever runs the check decides from "
+                "where; name it from / on"
+            )
         _make(given)
         _judge(given)
         return given

@@ -473,6 +473,7 @@ def answers(installations: Installations) -> Iterator[dict[str, Answers]]:
     server = PostgresServer(installations.get(18), arguments=("-c", "max_connections=20"))
     with daemons.plugin_directory(EXECUTABLES) as plugins, server, contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(server.connect()) for _ in range(3)]
+        server.execute("select pg_stat_reset()")  # so that it is known since when they count
         # A session reports the time of a statement when a later one ends, and has read a table.
         for _ in range(2):
             for session in sessions:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -82,10 +85,11 @@ def test_too_little_activity_and_first_and_second_run(pg: PostgresServer, state:
         options = ["-d", pg.dsn(name), "--cores", "3.25", "--pool-size", "7", "--state-dir", state]
         little = (
             f"{PREFIX} OK - too little activity to judge the pool of 7 on database {name}: # "
-            f"sessions busy or in transaction over # s, below # | pool_size=7;;;0 {TAIL}"
+            f"s busy or in transaction over # s, below # s | pool_size=7;;;0 {TAIL}"
         )
         assert run(*options, user=None) == (0, little + FIRST_RUN, "")
         load(pg, name, 0.6, 0.6)
+        options += ["--min-window", "1"]
         nobody = f"no other session is on database {name} now\n"
         done = support.run("pool_size", *options)
         assert masked(done.out) == judged("WARNING", name, 7, 6, who=nobody)
@@ -94,14 +98,114 @@ def test_too_little_activity_and_first_and_second_run(pg: PostgresServer, state:
         assert 0.45 < values["busy_ratio"] < 0.55
         # The window began with the first run: no longer than the load and the checks.
         assert 1.2 < values["window"] < 5
-        # A run right after keeps the evidence: nobody has slept for a minute.
+        # A run right after keeps the evidence: it is no second since the last.
         done = run(*options, user=None)
         assert done == (1, judged("WARNING", name, 7, 6, who=nobody), "")
         # A state key of its own: a first run, and this time there is something to judge.
         done = run(*options, "--state-key", "other", user=None)
         assert done == (1, judged("WARNING", name, 7, 6, notes=FIRST_RUN, who=nobody), "")
         done = run(*options, "--min-busy", "5", user=None)
-        assert done == (0, little.replace("below #", "below 5"), "")
+        low = (
+            f"# sessions busy and # idle in transaction over # s, together below 5 | "
+            f"pool_size=7;;;0 {TAIL}"
+        )
+        assert done == (0, little.partition("# s busy")[0] + low, "")
+
+
+def test_a_retry_keeps_the_verdict_of_the_first_run(pg: PostgresServer, state: str) -> None:
+    with database(pg) as name:
+        load(pg, name, 0.6, 0.6)
+        options = ["-d", pg.dsn(name), "--cores", "3.25", "--pool-size", "7", "--state-dir", state]
+        nobody = f"no other session is on database {name} now\n"
+        recent = (
+            "no run on these statistics is # s ago (--min-window): judged over the # s since the "
+            "statistics were reset\n"
+        )
+        for notes in (FIRST_RUN, recent, recent):
+            done = run(*options, user=None)
+            assert done == (1, judged("WARNING", name, 7, 6, notes=notes, who=nobody), "")
+            time.sleep(1)
+        done = run(*options, "--min-window", "2", user=None)  # since the first, and quiet
+        assert done.code == 0
+        assert "OK - too little activity" in done.out
+        assert len(done.out.splitlines()) == 1
+
+
+def test_statistics_of_unknown_age_have_a_ratio_and_no_rate(make_pg: MakePg, state: str) -> None:
+    """From 15 on they outlive a clean restart, and no reset says since when they are counted."""
+    pg = make_pg(settings={"max_connections": 60})
+    pg.execute("CREATE DATABASE app")
+    options = ["-d", pg.dsn("app"), "--cores", "3.25", "--pool-size", "7", "--state-dir", state]
+    unknown_age = "judged over all that the statistics hold, whose beginning is not known\n"
+    little = (
+        f"{PREFIX} OK - too little activity to judge the pool of 7 on database app: # s busy or in "
+        f"transaction over all that the statistics hold, below 60 s | pool_size=7;;;0\n"
+    )
+    load(pg, "app", 0.6, 0)
+    masked_little = masked(little)
+    assert run(*options, user=None) == (0, masked_little + f"first run: {unknown_age}", "")
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(pg.connect("app")) for _ in range(50)]
+        for session in opened:
+            session.simple_query("begin; select pg_sleep(0.7)")
+        for session in opened:
+            session.wait_ready()
+        time.sleep(0.7)
+        for session in opened:
+            session.query("commit")
+    support.wait_until(lambda: sum(counters(pg, "app")[:2]) > 60, "the statistics of the load")
+    pg.restart("fast")
+    done = support.run("pool_size", *options)
+    ratio = measured(done.out)["busy_ratio"]
+    assert 0.4 < ratio <= 0.6
+    allowed = math.ceil(3.25 / ratio) - 1
+    assert done == (
+        1,
+        f"{PREFIX} WARNING - pool of 7 on database app, largest allowed is {allowed}: busy ratio "
+        f"{ratio:.3f} over all that the statistics hold (pool_size outside range 0:{allowed}) | "
+        f"pool_size=7;{allowed};;0 pool_size_limit={allowed};;;0 busy_ratio={ratio:g};;;0;1\n"
+        "the server started anew, or another took its place, since the last run: "
+        f"{unknown_age}no other session is on database app now\n",
+        "",
+    )
+
+
+def test_statements_in_progress_are_no_lack_of_activity(
+    pg: PostgresServer, state: str, sessions: OpenSessions
+) -> None:
+    with database(pg) as name:
+        pg.execute("CREATE ROLE plain LOGIN")
+        try:
+            options = ["--cores", "3.25", "--pool-size", "7", "--state-dir", state]
+            options += ["--min-window", "1"]
+            assert run("-d", pg.dsn(name), *options, user=None).code == 0
+            opened = sessions(pg, 5, database=name)
+            opened += sessions(pg, 1, database=name, user="plain")
+            for session in opened[:4]:
+                session.simple_query("select pg_sleep(25)")
+            opened[4].query("BEGIN")
+            time.sleep(2.2)
+            little = (
+                f"{PREFIX} OK - too little activity to judge the pool of 7 on database {name}: at "
+                "least # sessions busy and # idle in transaction over # s, together below #; "
+            )
+            said = "5 sessions are in statements or transactions that are not in the statistics yet"
+            tail = f" | pool_size=7;;;0 {TAIL}"
+            assert run("-d", pg.dsn(name), *options, user=None) == (0, little + said + tail, "")
+            hidden = "what 5 further sessions may be in cannot be seen"
+            plain = ["-d", pg.dsn(name, "plain"), "--state-key", ""]
+            assert run(*plain, *options, user=None).code == 0
+            time.sleep(2.2)
+            assert run(*plain, *options, user=None) == (0, little + hidden + tail, "")
+        finally:
+            pg.terminate(int(pid) for (pid,) in [*_backends(pg, "plain"), *_on(pg, name)])
+            support.wait_until(lambda: not _backends(pg, "plain"), "sessions of plain are gone")
+            pg.execute("DROP ROLE plain")
+
+
+def _on(pg: PostgresServer, name: str) -> list[tuple[str]]:
+    rows = pg.execute(f"SELECT pid FROM pg_stat_activity WHERE datname = '{name}'")
+    return [(str(row[0]),) for row in rows]
 
 
 def test_reset_between_runs(pg: PostgresServer, state: str) -> None:
@@ -128,7 +232,7 @@ def test_restart_crash_and_new_database_between_runs(make_pg: MakePg, state: str
         return masked(done.out).splitlines()[1]
 
     pg.execute("CREATE DATABASE app")
-    begun = "judged over the # s since the server's start (the statistics have no time of reset)"
+    begun = "judged over all that the statistics hold, whose beginning is not known"
     assert note() == f"first run: {begun}"
     pg.restart("fast")
     anew = "the server started anew, or another took its place, since the last run"
@@ -140,7 +244,7 @@ def test_restart_crash_and_new_database_between_runs(make_pg: MakePg, state: str
         os.kill(session.backend_pid, 9)
     support.wait_until(lambda: _takes_connections(pg), "the server is back")
     crash = "the statistics were lost in a crash since the last run"
-    assert note() == f"{crash}: judged over the # s since the last run, at most"
+    assert note() == f"{crash}: {begun}"
     pg.execute("DROP DATABASE app")
     pg.execute("CREATE DATABASE app")
     assert note() == f"the database was made anew since the last run: {begun}"
@@ -159,15 +263,18 @@ def test_fail_over_to_a_standby_between_runs(
     for server, why in (
         (pg, "first run"),
         (standby, "another server answers than at the last run (a fail-over?)"),
-        (pg, ""),  # and back: its own last sample serves
+        (pg, "no run on these statistics is # s ago (--min-window)"),
     ):
         services.write_text(f"[app]\nhost=127.0.0.1\nport={server.port}\n")
         named = {"PGSERVICEFILE": str(services), "PGDATABASE": "postgres", "PGUSER": "postgres"}
         done = run(*options, "--pool-size", "1", user=None, **named)
         assert done.code == 0
-        begun = "the server's start (the statistics have no time of reset)"
-        expected = [f"{why}: judged over the # s since {begun}"] if why else []
-        assert done.out.splitlines()[1:] == expected
+        assert done.out.splitlines()[1:] == [
+            f"{why}: judged over all that the statistics hold, whose beginning is not known"
+        ]
+    # And back: its own last sample serves.
+    done = run(*options, "--pool-size", "1", "--min-window", "0.1", user=None, **named)
+    assert len(done.out.splitlines()) == 1
 
 
 def _takes_connections(pg: PostgresServer) -> bool:
@@ -299,6 +406,10 @@ def test_through_pgbouncer(pg: PostgresServer, pool_mode: str) -> None:
             "argument --parallelism: '.5' is below 1: a statement has one process at least",
         ),
         (["--min-busy", "-1"], "argument --min-busy: '-1' is below 0"),
+        (
+            ["--min-window", "0"],
+            "argument --min-window: '0' is no time in seconds, above 0, at most 3600",
+        ),
         (["-p", "5432"], "unknown option -p 5432"),
     ],
 )
@@ -324,6 +435,10 @@ def test_a_state_directory_that_cannot_be_trusted(pg: PostgresServer, tmp_path: 
     link = tmp_path / "link"
     link.symlink_to(real)
     options = ["-d", pg.dsn(), "--cores", "4", "--state-dir"]
+    assert run(*options, "state", user=None) == unknown(
+        "--state-dir state is a relative path, and whoever runs the check decides from where; name "
+        "it from / on"
+    )
     assert run(*options, str(link), user=None) == unknown(
         f"the state directory {link} is a symbolic link; name the directory itself with --state-dir"
     )

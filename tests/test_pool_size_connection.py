@@ -22,6 +22,7 @@ from tests.pool_load import (
     judged,
     load,
     masked,
+    measured,
     run,
     unknown,
 )
@@ -98,6 +99,59 @@ def test_no_slot_left_is_critical(make_pg: MakePg, pg: PostgresServer) -> None:
             refused(pooler.dsn(), "FATAL:  no more connections allowed (max_client_conn)")
     for session in held:
         session.close()
+
+
+def test_the_limit_of_the_checks_own_role_is_no_lack_of_slots(pg: PostgresServer) -> None:
+    with database(pg) as name:
+        pg.execute("CREATE ROLE watch LOGIN CONNECTION LIMIT 1")
+        try:
+            with pg.connect(name, "watch"):
+                for user in (None, "nobody"):
+                    done = run("-d", pg.dsn(name, "watch"), "--cores", "4", user=user)
+                    words = re.fullmatch(
+                        rf"{PREFIX} UNKNOWN - the limit of the check's own role is used up: (.*); "
+                        r"raise it \(ALTER ROLE \.\.\. CONNECTION LIMIT\) or name another role "
+                        r"with --dsn\n",
+                        done.out,
+                    )
+                    assert (done.code, done.err) == (3, "")
+                    assert words is not None
+                    assert words[1].endswith('FATAL:  too many connections for role "watch"')
+            pg.execute(f"ALTER DATABASE {name} CONNECTION LIMIT 0")
+            support.wait_until(lambda: not _sessions(pg, "watch"), "the session is gone")
+            done = run("-d", pg.dsn(name, "watch"), "--cores", "4")
+            assert done.code == 2
+            assert done.out == (
+                f"{PREFIX} CRITICAL - no connection slot is left: FATAL:  too many connections for "
+                f'database "{name}"\n'
+            )
+        finally:
+            support.wait_until(lambda: not _sessions(pg, "watch"), "the session is gone")
+            pg.execute("DROP ROLE watch")
+
+
+def _sessions(pg: PostgresServer, role: str) -> int:
+    return len(pg.execute(f"SELECT FROM pg_stat_activity WHERE usename = '{role}'"))
+
+
+def test_a_role_that_leaves_out_digits(pg: PostgresServer, tmp_path: Path) -> None:
+    """extra_float_digits would round counters and times, so that samples have no order."""
+    with database(pg) as name:
+        load(pg, name, 0.6, 0.6)
+        pg.execute("CREATE ROLE rough LOGIN; ALTER ROLE rough SET extra_float_digits = -15")
+        try:
+            options = ["-d", pg.dsn(name, "rough"), "--cores", "3.25", "--pool-size", "1"]
+            state = ["--state-dir", str(tmp_path / "state"), "--min-window", "0.01"]
+            for _ in range(2):
+                done = support.run("pool_size", *options)
+                assert masked(done.out) == judged("OK", name, 1, 6, notes=NO_STATE)
+                assert 1.2 < measured(done.out)["window"] < 10
+                done = run(*options, *state, "--min-busy", "0", user=None)
+                assert done.code == 0
+            assert len(done.out.splitlines()) == 1  # judged since the last run
+        finally:
+            support.wait_until(lambda: not _sessions(pg, "rough"), "the session is gone")
+            pg.execute("DROP ROLE rough")
 
 
 def test_the_server_is_too_old() -> None:
@@ -230,17 +284,31 @@ def test_what_libpq_takes_from_elsewhere(pg: PostgresServer, tmp_path: Path) -> 
 
 
 def test_without_psycopg_or_libpq(pg: PostgresServer, tmp_path: Path) -> None:
-    (tmp_path / "psycopg.py").write_text("raise ImportError('no pq wrapper available.')\n")
+    # As psycopg 3.2 says it, where it finds no libpq, and at `ulimit -v 40000`.
+    said = (
+        "no pq wrapper available.\nAttempts made:\n"
+        "- couldn't import psycopg 'c' implementation: No module named 'psycopg_c'\n"
+        "- couldn't import psycopg 'binary' implementation: No module named 'psycopg_binary'\n"
+        "- couldn't import psycopg 'python' implementation: "
+    )
+    none, memory = "libpq library not found", "libpq.so.5: failed to map segment from shared object"
+    psycopg = tmp_path / "psycopg.py"
+    psycopg.write_text(f"raise ImportError({said + none!r})\n")
     both = "install Debian's {}, or the extra: pip install 'check_pgsock[binary]'"
     hidden = {"PYTHONPATH": f"{tmp_path}:{support.ROOT}"}
     assert run("-d", pg.dsn(), user=None, **hidden) == unknown(
         f"psycopg finds no libpq; {both.format('libpq5')}"
     )
+    psycopg.write_text(f"raise ImportError({said + memory!r})\n")
+    assert run("-d", pg.dsn(), user=None, **hidden) == unknown(
+        f"psycopg cannot be loaded: couldn't import psycopg 'python' implementation: {memory}; see "
+        "to its installation, or to the memory that ulimit -v leaves"
+    )
     assert run("-d", pg.dsn(), PSYCOPG_IMPL="binary") == unknown(
         f"psycopg finds no libpq; {both.format('libpq5')}"
     )
     missing = "import sys\nsys.modules['psycopg'] = None\n"
-    (tmp_path / "psycopg.py").unlink()
+    psycopg.unlink()
     (tmp_path / "sitecustomize.py").write_text(missing)
     assert run("-d", pg.dsn(), user=None, **hidden) == unknown(
         f"psycopg is not installed; {both.format('python3-psycopg')}"

@@ -9,7 +9,15 @@ from check_pgsock.sizing import busy_ratio, largest_allowed, upper_limit
 
 @pytest.mark.parametrize(
     ("active", "idle", "ratio"),
-    [(1.0, 3.0, 0.25), (0.0, 5.0, 0.0), (5.0, 0.0, 1.0), (0.0, 0.0, None)],
+    [
+        (1.0, 3.0, 0.25),
+        (0.0, 5.0, 0.0),
+        (5.0, 0.0, 1.0),
+        (0.0, 0.0, None),
+        (0.9996, 0.0004, 1.0),  # as it is printed
+        (0.9994, 0.0006, 0.999),
+        (1e-6, 5.0, 0.001),  # not nothing
+    ],
 )
 def test_busy_ratio(active: float, idle: float, ratio: float | None) -> None:
     assert busy_ratio(active, idle) == ratio
@@ -59,5 +67,7 @@ def test_every_quotient_of_whole_milliseconds_stays_strictly_below() -> None:
                 assert ratio is not None
                 limit = upper_limit(cores, None, ratio, 1)
                 assert limit is not None
-                exact = max(-(-cores * (active + idle) // active) - 1, 1)
+                thousandths = round(ratio * 1000)
+                assert abs(thousandths / 1000 - active / (active + idle)) < 0.000501
+                exact = max(-(-cores * 1000 // thousandths) - 1, 1)
                 assert largest_allowed(limit) == exact

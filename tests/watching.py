@@ -120,7 +120,8 @@ def masked(done: Completed, time_wait: bool = True) -> list[str]:
 
     def spoken(match: re.Match[str]) -> str:
         for count in sorted({*known.values()}):
-            if abs(float(match[0]) - count / known.elapsed) <= 0.06:
+            # To one decimal; a lower bound is rounded down.
+            if -0.1 <= float(match[0]) - count / known.elapsed <= 0.06:
                 return f"{count}/s"
         return match[0]
 

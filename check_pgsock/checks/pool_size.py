@@ -3,21 +3,32 @@
     connections < min(cores, I/O limit) / (busy ratio * parallelism)
 
 The busy ratio is the time sessions executed statements over that time and the time they were
-idle in a transaction, from pg_stat_database (PostgreSQL 14 and later), per database, over the
-window since the last run (since a run at least 60 s ago, so that a retry keeps the evidence;
-since the statistics' reset on a first run, after a reset or a fail-over, and without a state
-directory). The largest allowed pool is the greatest whole number below the limit; more
-connections than that only contend for the cores. Without enough activity in the window there is
-nothing to judge: OK, without the labels busy_ratio and pool_size_limit, which cannot be measured.
+idle in a transaction, from pg_stat_database (PostgreSQL 14 and later), per database, in
+thousandths, over the window since the newest run at least --min-window ago. The largest allowed
+pool is the greatest whole number below the limit, and 1 at least; more connections than that only
+contend for the cores. A busy ratio of 0 (transactions, in which nothing executed) sets no limit.
+
+Until a run is so long ago (a retry keeps the evidence of the first run), after a restart, a reset
+or a fail-over, and without a state directory, the window is all that the statistics hold: since
+their reset, or since an unknown time where PostgreSQL names none (15 and later, never reset or
+crashed since). Of the latter there is a ratio and no average: it is judged from 60 s of
+statements and transactions on, without --min-busy and the labels busy_sessions,
+idle_in_transaction and window.
+
+Without enough activity in the window there is nothing to judge: OK, without the labels busy_ratio
+and pool_size_limit, which cannot be measured. Statements and transactions in progress come into
+the statistics when they end: sessions that are in one for a second or more are counted and said.
 
 pool_size is --pool-size, or the client backends seen now. Of several databases the one with the
 largest pool in terms of what it may be is judged; each that is named has labels of its own.
 cores are those of this machine where the server is proven to be on it; else name them: --cores.
 
-A refused connection slot is CRITICAL, without perfdata: nothing was measured. The DSN may be a
-URI, key=value pairs or service=NAME; a password comes from ~/.pgpass, the service file or the
-environment. The role needs LOGIN only; with pg_read_all_stats sessions of other roles show what
-they are. Services that share DSN and database share their samples unless --state-key differs.
+A refused connection slot is CRITICAL, without perfdata: nothing was measured; the limit of the
+check's own role is not what others meet: UNKNOWN. The DSN may be a URI, key=value pairs or
+service=NAME; a password comes from ~/.pgpass, the service file or the environment. The role needs
+LOGIN only; with pg_read_all_stats sessions of other roles show what they are. Services that share
+DSN and database share their samples unless --state-key differs. A database that is called `all`
+is judged where it is the one connected to, without --database.
 """
 
 import os
@@ -112,6 +123,10 @@ def add_options(parser: opts.Parser) -> None:
         "--min-busy", metavar="X", type=opts.argument(parse_share), default=0.1,
         help="judge only with so many sessions busy or in transaction on average (default: 0.1)",
     )  # fmt: skip
+    group.add_argument(
+        "--min-window", metavar="SECONDS", type=opts.argument(opts.parse_seconds), default=60.0,
+        help="judge since a run at least so long ago, until then as on a first run (default: 60)",
+    )  # fmt: skip
 
 
 def validate(options: "Namespace") -> None:
@@ -149,6 +164,7 @@ def probe(run: Run) -> Report:
         options.parallelism,
         options.min_busy,
         options.pool_size,
+        options.min_window,
     )
     told.append(
         f"formula: min({terms.cores:g} cores, "
@@ -169,12 +185,17 @@ def probe(run: Run) -> Report:
         if store is not None:
             store.commit({keys[one.oid]: one.as_json() for one in databases}, run.now, KEPT)
 
-    origin = pools.describe_origin(worst.window)
+    notes = pools.describe_size(worst, terms)
+    origin = pools.describe_origin(worst.window, terms.min_window)
+    if origin:
+        notes.insert(0, origin)
+    if worst.outcome == pools.JUDGED and worst.unflushed:
+        notes.append(pools.describe_progress(worst))
     others = [one for one in assessed.values() if one is not worst]
     return Report(
         headline(worst, others, terms),
         measure(worst, list(assessed.values()), options.database),
-        notes=[*([origin] if origin else []), *pools.describe_size(worst, terms)],
+        notes=notes,
         who=lambda: pools.top_backends(worst, oid, backends),
         told=[*(pools.describe(one, terms.least_busy) for one in others), *told],
         details=[*details, f"state: {'none' if store is None else store.path}"],
@@ -254,12 +275,14 @@ def measure(worst: Pool, assessed: "list[Pool]", named: "list[str]") -> "list[Me
         metrics.append(Metric("pool_size_limit", worst.allowed))
     if worst.ratio is not None:
         metrics.append(Metric("busy_ratio", worst.ratio, maximum=1))
-    if worst.window.seconds:
-        metrics += [
-            Metric("busy_sessions", worst.window.busy_sessions),
-            Metric("idle_in_transaction", worst.window.in_transaction_sessions),
-            Metric("window", worst.window.seconds, "s"),
-        ]
+    for label, average in (
+        ("busy_sessions", worst.window.busy_sessions),
+        ("idle_in_transaction", worst.window.in_transaction_sessions),
+    ):
+        if average is not None:
+            metrics.append(Metric(label, average))
+    if worst.window.seconds is not None:
+        metrics.append(Metric("window", worst.window.seconds, "s"))
     if len(set(named)) > 1:
         for one in assessed:
             label = pools.label_of(one.name)

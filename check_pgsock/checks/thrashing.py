@@ -180,9 +180,12 @@ def measure(churn: "Churn") -> "list[Metric]":
 
 def headline(options: "Namespace", churn: "Churn", leg: Leg, is_bound: bool) -> str:
     """`0.3 connections closed per second (0.3 opened) on port 5432`"""
-    closed, opened = churn.rate(churn.closed), churn.rate(churn.opened)
+    # A lower bound is rounded down, or it would be none.
+    spoken = _round_down if is_bound else round
+    closed = spoken(churn.rate(churn.closed), 1)
+    opened = spoken(churn.rate(churn.opened), 1)
     if options.judge == "cycles":
-        text = f"{churn.rate(churn.cycles):.1f} connections cycled per second"
+        text = f"{spoken(churn.rate(churn.cycles), 1):.1f} connections cycled per second"
         aside = f"{closed:.1f} closed, {opened:.1f} opened"
     else:
         text, aside = f"{closed:.1f} connections closed per second", f"{opened:.1f} opened"
@@ -190,6 +193,11 @@ def headline(options: "Namespace", churn: "Churn", leg: Leg, is_bound: bool) -> 
         rate = "" if churn.probes is None else f"{churn.rate(churn.probes):.1f} "
         aside += f", {rate}probes not counted"
     return f"{'at least ' if is_bound else ''}{text} ({aside}) {leg.describe()}"
+
+
+def _round_down(number: float, digits: int) -> float:
+    scale = 10.0**digits
+    return int(number * scale) / scale
 
 
 def notes(leg: Leg, seen: Watched) -> "list[str]":

@@ -31,15 +31,23 @@ _SECRETS = (
 )
 # What a server says that has no slot left: PostgreSQL's ProcArrayAdd, InitProcess and InitPostgres
 # (SQLSTATE 53300, which libpq does not hand on while connecting), PgBouncer's client limits.
+# Not among them: the limit of a role, which is that of the check and says nothing of the others.
 _NO_SLOT = (
     "too many clients",
     "remaining connection slots are reserved",
-    "too many connections for",
+    "too many connections for database",
     "no more connections allowed",
     "client connections exceeded",
 )
+_ROLE_LIMIT = "too many connections for role"
 _PREFIXES = ("connection failed: ", "connection is bad: ")
 _TOO_MANY_CONNECTIONS = "53300"
+# What psycopg says of a wrapper that is not installed, or that finds no libpq.
+_NO_LIBPQ = (
+    "No module named 'psycopg_",
+    "libpq library not found",
+    "libpq.so.5: cannot open shared object file",
+)
 
 
 class Client:
@@ -60,7 +68,7 @@ class Client:
         return self._connection.info.server_version // 10000
 
     def begin(self) -> None:
-        """Start the transaction, with a statement timeout a little below the deadline.
+        """Start the transaction: statements end a little before the deadline, numbers are exact.
 
         Raises SourceError where the server is a pooler's console or too old for session statistics.
         """
@@ -74,7 +82,10 @@ class Client:
                 f"version {OLDEST_MAJOR}"
             )
         milliseconds = max(int(self._deadline.remaining() * 900), 1)
-        self._fetch(f"SET LOCAL statement_timeout = {milliseconds}", None)
+        # A role, a database or the DSN may set extra_float_digits so that digits are left out.
+        self._fetch(
+            f"SET LOCAL statement_timeout = {milliseconds}; SET LOCAL extra_float_digits = 1", None
+        )
 
     def query(self, name: str, parameters: "Optional[dict[str, object]]" = None) -> "list[Any]":
         """The rows, as dicts, of the statement in the file `name` beside this module."""
@@ -189,13 +200,24 @@ def _load() -> "types.ModuleType":
             "psycopg is not installed; install Debian's python3-psycopg, or the extra: "
             "pip install 'check_pgsock[binary]'"
         ) from None
-    except ImportError:
-        # "no pq wrapper available", with one line for each that was tried
-        raise SourceError(
+    except ImportError as error:
+        raise SourceError(_unloadable(str(error))) from None
+    return psycopg
+
+
+def _unloadable(said: str) -> str:
+    """The sentence for psycopg's "no pq wrapper available", a line for each that was tried."""
+    tried = [line[2:] for line in said.splitlines() if line.startswith("- ")] or [said]
+    reasons = [line for line in tried if not any(one in line for one in _NO_LIBPQ)]
+    if not reasons:
+        return (
             "psycopg finds no libpq; install Debian's libpq5, or the extra: "
             "pip install 'check_pgsock[binary]'"
-        ) from None
-    return psycopg
+        )
+    return (
+        f"psycopg cannot be loaded: {clean('; '.join(reasons), 400)}; see to its installation, or "
+        "to the memory that ulimit -v leaves"
+    )
 
 
 def _unreadable(conninfo: str, error: Exception) -> str:
@@ -217,7 +239,14 @@ def _sentence(what: str, error: "psycopg.Error") -> SourceError:
     """What the server or libpq says, as one of our errors."""
     text = str(error)
     line = _first_line(text)
-    if error.sqlstate == _TOO_MANY_CONNECTIONS or any(one in text for one in _NO_SLOT):
+    full = any(one in text for one in _NO_SLOT)
+    if _ROLE_LIMIT in text and not full:  # of several hosts one may be full
+        refused = next(_first_line(one) for one in text.splitlines() if _ROLE_LIMIT in one)
+        return SourceError(
+            f"the limit of the check's own role is used up: {refused}; raise it (ALTER ROLE ... "
+            "CONNECTION LIMIT) or name another role with --dsn"
+        )
+    if error.sqlstate == _TOO_MANY_CONNECTIONS or full:
         for one in text.splitlines():
             if any(part in one for part in _NO_SLOT):
                 line = _first_line(one)

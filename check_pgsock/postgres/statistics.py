@@ -7,18 +7,23 @@ not hold what statements and transactions in progress have spent so far.
 A window is the difference of two samples of the same statistics: same postmaster start, address
 and port, database oid and stats_reset, and no counter that went down. Two servers behind one
 address, and what was before a reset, are never subtracted. Times are those of the server's clock.
+
+Without such a sample the window is all that the statistics hold. Its length is known only where
+stats_reset is: from version 15 on that is NULL until the first reset, and again after a crash,
+while the counters outlive a clean restart: neither the server's start nor the last run is their
+beginning.
 """
+
+import math
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-# Shorter windows reach back to the sample before: a retry or a run by hand keeps the evidence.
-SHORTEST_WINDOW = 60.0
-
 # How a window came about.
 LAST_RUN = "last run"
 FIRST_RUN = "first run"
+RECENT_RUNS = "recent runs"  # none as long ago as a window between two runs has to be
 NO_STATE = "no state"
 RESET = "reset"
 CRASH = "crash"
@@ -87,65 +92,69 @@ def parse_statistics(data: object) -> "Optional[Statistics]":
 class Window:
     """What one database's sessions did from one moment to another, seconds of all sessions added.
 
-    `seconds` is its length, 0 where the clocks say nothing of it; `assumed` says that its start
-    is not known but assumed.
+    `seconds` is its length; None where it is not known: then there are sums, but no averages.
     """
 
-    __slots__ = ("active", "assumed", "idle", "origin", "seconds")
+    __slots__ = ("active", "idle", "origin", "seconds")
 
-    def __init__(
-        self, origin: str, seconds: float, active: float, idle: float, assumed: bool = False
-    ) -> None:
+    def __init__(self, origin: str, seconds: "Optional[float]", active: float, idle: float) -> None:
         self.origin = origin
-        self.seconds = max(seconds, 0.0)
+        self.seconds = seconds
         self.active = active
         self.idle = idle
-        self.assumed = assumed
 
     @property
-    def busy_sessions(self) -> float:
-        """How many sessions executed, on average."""
-        return self.active / self.seconds if self.seconds else 0.0
+    def spent(self) -> float:
+        """The time of sessions in statements and transactions, down to a thousandth."""
+        return _thousandths(self.active + self.idle)
 
     @property
-    def in_transaction_sessions(self) -> float:
-        """How many sessions were idle in a transaction, on average."""
-        return self.idle / self.seconds if self.seconds else 0.0
+    def busy_sessions(self) -> "Optional[float]":
+        """How many sessions executed, on average, down to a thousandth."""
+        return _thousandths(self.active / self.seconds) if self.seconds else None
+
+    @property
+    def in_transaction_sessions(self) -> "Optional[float]":
+        """How many sessions were idle in a transaction, on average, down to a thousandth."""
+        return _thousandths(self.idle / self.seconds) if self.seconds else None
+
+
+def _thousandths(number: float) -> float:
+    """`number` rounded down, so that `at least` is true of it: as printed, and as perfdata."""
+    return math.floor(number * 1000 + 1e-6) / 1000
 
 
 def choose_window(
     current: Statistics,
     earlier: "Optional[list[Statistics]]",
-    shortest: float = SHORTEST_WINDOW,
+    shortest: float,
 ) -> Window:
     """The window that ends with `current`.
 
     `earlier` are stored samples in the order of their commits; None: there is no store. The
-    window begins with the newest one that is at least `shortest` ago; with the oldest one where
-    all are younger; and where none is of the same statistics, with the beginning of those.
+    window begins with the newest one of the same statistics that is at least `shortest` ago, and
+    where there is none, with the beginning of those: a retry sees what the first run saw.
     """
     if earlier is None:
         return _since_beginning(current, NO_STATE)
     if not earlier:
         return _since_beginning(current, FIRST_RUN)
-    base = None
     later = current
     for one in reversed(earlier):
         if not is_same_server(one, current) or one.oid != current.oid:
             continue  # an address that leads to several servers in turn
         if one.taken >= later.taken or not continues(one, later):
             break
-        base = later = one
-        if current.taken - one.taken >= shortest:
-            break
-    if base is None:
-        return _since_beginning(current, why_new(earlier[-1], current), earlier[-1])
-    return Window(
-        LAST_RUN,
-        current.taken - base.taken,
-        current.active - base.active,
-        current.idle - base.idle,
-    )
+        seconds = current.taken - one.taken
+        if seconds >= shortest:
+            return Window(LAST_RUN, seconds, current.active - one.active, current.idle - one.idle)
+        later = one
+    if later is not current:
+        return _since_beginning(current, RECENT_RUNS)
+    why = why_new(earlier[-1], current)
+    # A clock that was set back, or counters that fell with no other reset: how long ago is that?
+    other_reset = earlier[-1].stats_reset != current.stats_reset
+    return _since_beginning(current, why, why != CLOCK_STEP and (why != RESET or other_reset))
 
 
 def is_same_server(one: Statistics, other: Statistics) -> bool:
@@ -177,16 +186,9 @@ def why_new(before: Statistics, after: Statistics) -> str:
     return CRASH if after.stats_reset is None else RESET
 
 
-def _since_beginning(
-    current: Statistics, origin: str, last: "Optional[Statistics]" = None
-) -> Window:
-    """Everything the statistics hold.
-
-    From version 15 on stats_reset is NULL until the first reset, and again after a crash. Then
-    the beginning is the last run's time after a crash, and else assumed to be the server's start.
-    """
-    start, assumed = current.stats_reset, False
-    if start is None:
-        crashed = origin == CRASH and last is not None
-        start, assumed = last.taken if crashed and last else current.postmaster_start, True
-    return Window(origin, current.taken - start, current.active, current.idle, assumed)
+def _since_beginning(current: Statistics, origin: str, dated: bool = True) -> Window:
+    """Everything the statistics hold; `dated` unless their time of reset is not to be believed."""
+    seconds = None
+    if dated and current.stats_reset is not None and current.taken > current.stats_reset:
+        seconds = current.taken - current.stats_reset
+    return Window(origin, seconds, current.active, current.idle)

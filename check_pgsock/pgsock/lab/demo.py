@@ -142,7 +142,7 @@ def pool_size(stage: Stage) -> None:
     stage.title("pool_size: a pool of 4 on one core")
     stage.server.execute("create database shop")
     check = ["check_pgsock_pool_size", "--dsn", stage.server.dsn("shop"), "--cores", "1"]
-    check += ["--pool-size", "4", "--state-dir", stage.state_directory]
+    check += ["--pool-size", "4", "--min-window", "1", "--state-dir", stage.state_directory]
     waiting = "sessions that wait for their application inside transactions"
     steps = (
         (0.02, 0.3, "OK", waiting),

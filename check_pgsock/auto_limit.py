@@ -10,10 +10,10 @@ from check_pgsock import limits
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg
 from check_pgsock.limits import Limit, LimitUnknown
-from check_pgsock.postmaster import Census, prove
+from check_pgsock.postmaster import Census, Port, prove
 from check_pgsock.processes import Process, ProcessTable
 from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket
-from check_pgsock.sockets.sources import SocketReader
+from check_pgsock.sockets.sources import SocketReader, listener_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,23 +36,28 @@ def read_limit(
         raise LimitUnknown(
             f"the limit of port {port} is not in a saved moment; name it with --limit N"
         )
+    bound = reader.listeners(port)
     accepted = reader.sockets(Leg(leg.ports).query(ESTABLISHED))
     if leg.server:
         listeners = leg.listeners(found)
     else:
-        listeners = _listeners_of_client_leg(leg, reader, port, accepted)
+        listeners = _listeners_of_client_leg(leg, reader, port, accepted, bound)
     table = ProcessTable(deadline, proc_root or "/proc")
     uids = {one.uid for one in listeners}
     census = Census(table, uids)
     owner, proof = prove(
-        port,
+        Port(
+            port,
+            listeners,
+            bound,
+            {(one.remote_address, one.remote_port): one.local_address for one in accepted},
+            {one.port for one in reader.listeners() if one.uid in uids} - {port},
+        ),
         census.clusters,
         table.socket_inodes,
-        listeners,
-        {(one.remote_address, one.remote_port): one.local_address for one in accepted},
-        lambda peers: _connected_elsewhere(reader, port, peers),
-        {one.port for one in reader.listeners() if one.uid in uids} - {port},
-        census.strangers,
+        lambda pid: listener_inodes(table.path(pid, "net"), port, deadline),
+        lambda peers: _local_ports(reader, peers),
+        census.is_complete,
     )
     backlogs = {one.backlog for one in listeners if reader.of_this_host}
     backlog = backlogs.pop() if len(backlogs) == 1 else None
@@ -61,21 +66,26 @@ def read_limit(
     return limit, f"{proof} (process {owner.pid})", source.pending
 
 
-def _connected_elsewhere(
-    reader: SocketReader, port: int, peers: "set[tuple[bytes, int]]"
-) -> "set[tuple[bytes, int]]":
-    """Those of the remote ends `peers` that are connected to another local port than `port`."""
+def _local_ports(
+    reader: SocketReader, peers: "set[tuple[bytes, int]]"
+) -> "dict[tuple[bytes, int], set[int]]":
+    """The local ports that each of the remote ends `peers` is connected to."""
     states = 0xFFFF & ~(1 << LISTEN)
     query = Query(tuple({remote for _, remote in peers}), False, states)
-    return {
-        (one.remote_address, one.remote_port)
-        for one in reader.sockets(query)
-        if one.local_port != port and (one.remote_address, one.remote_port) in peers
-    }
+    found: dict[tuple[bytes, int], set[int]] = {}
+    for one in reader.sockets(query):
+        peer = (one.remote_address, one.remote_port)
+        if peer in peers:
+            found.setdefault(peer, set()).add(one.local_port)
+    return found
 
 
 def _listeners_of_client_leg(
-    leg: Leg, reader: SocketReader, port: int, accepted: "list[Socket]"
+    leg: Leg,
+    reader: SocketReader,
+    port: int,
+    accepted: "list[Socket]",
+    found: "list[Listener]",
 ) -> "list[Listener]":
     """The listeners on this host that the client leg's connections end at.
 
@@ -93,7 +103,6 @@ def _listeners_of_client_leg(
             f"the limit of port {port} cannot be read: the server of this client leg is not on "
             "this host; name the usable slots (or this host's share of them) with --limit N"
         )
-    found = reader.listeners(port)
     return [
         one
         for one in found
@@ -170,6 +179,11 @@ class LimitReader:
         ]
         if missing:
             file = self._file_settings(("max_connections", *missing))
+            if any(name in file for name in missing) and self._file_has_changed():
+                self.pending = (
+                    "reserved slots are those of the configuration file, which has changed since "
+                    "the server started"
+                )
             if file.get("max_connections") == value:
                 settings.update({name: str(file[name]) for name in missing if name in file})
             elif "max_connections" in file:
@@ -239,6 +253,20 @@ class LimitReader:
         answers = self._execute(executable, [[program, "-C", name, *arguments] for name in names])
         values = {name: limits.parse_whole(answer) for name, answer in zip(names, answers)}
         return {name: value for name, value in values.items() if value is not None}
+
+    def _file_has_changed(self) -> bool:
+        """Whether a configuration file is newer than the server, which so may run with others."""
+        started = self._table.started(self._process.pid)
+        names = ["postgresql.conf", "postgresql.auto.conf"]
+        named = self._settings.get("config_file")
+        for name in [*names, named] if named else names:
+            try:
+                changed = os.stat(os.path.join(self._data, name)).st_mtime
+            except OSError:
+                continue
+            if started is None or changed > started[1] + 1:
+                return True
+        return False
 
     def _execute(self, executable: str, commands: "list[list[str]]") -> "list[Optional[str]]":
         """What the commands print, run side by side with the postmaster's rights at most; None

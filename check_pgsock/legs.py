@@ -82,14 +82,16 @@ class Leg:
     def listeners(self, found: "list[Listener]") -> "list[Listener]":
         """Those of the listeners `found` that accept this leg's connections.
 
-        Peers filter no listener. With an address, a listener counts if it is bound to that
-        address or to a wildcard; an IPv4 wildcard takes no IPv6 connection.
+        Peers filter no listener. With an address, those that take connections to it: bound to that
+        very address, else to the wildcard of its family, else for IPv4 to that of IPv6.
         """
         chosen = [one for one in found if one.port in self.ports]
         if self.server and self.address is not None:
-            wildcards = WILDCARDS[1:] if len(self.address) == 16 else WILDCARDS
-            exact = [one for one in chosen if one.address == self.address]
-            return exact or [one for one in chosen if one.address in wildcards]
+            for bound in (self.address, bytes(len(self.address)), bytes(16)):
+                found = [one for one in chosen if one.address == bound]
+                if found:
+                    return found
+            return []
         return chosen
 
     def missing_ports(self, found: "list[Listener]") -> "list[int]":

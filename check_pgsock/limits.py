@@ -93,8 +93,11 @@ def _set(settings: "dict[str, str]", text: str) -> None:
 
 
 def parse_whole(text: "Optional[str]") -> "Optional[int]":
-    """A whole setting; None if there is none or it is no plain number in range."""
-    if text is None or not re.fullmatch(r"\d{1,6}", text) or int(text) > _MAX_BACKENDS:
+    """A whole setting; None if there is none or it is no plain decimal number in range.
+
+    PostgreSQL reads a leading 0 as octal: such a number is left to it.
+    """
+    if text is None or not re.fullmatch(r"0|[1-9]\d{0,5}", text) or int(text) > _MAX_BACKENDS:
         return None
     return int(text)
 

@@ -189,7 +189,7 @@ def run(spec: CheckSpec) -> "NoReturn":
         verbose = options.verbose
         deadline = Deadline(options.timeout)
         ended = _catch_sigterm()
-        threading.Thread(target=output.watch, args=(deadline, ended), daemon=True).start()
+        _start_thread(output.watch, deadline, ended)
         context = Run(spec, options, deadline)
         report = spec.probe(context)
         verdict = _judge(context, report)
@@ -219,6 +219,13 @@ def _silence() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 2)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _start_thread(target: "Callable[..., None]", *arguments: object) -> None:
+    try:
+        threading.Thread(target=target, args=arguments, daemon=True).start()
+    except RuntimeError as error:  # what Python makes of EAGAIN
+        raise OSError(str(error)) from error
 
 
 def _catch_sigterm() -> int:

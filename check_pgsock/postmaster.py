@@ -6,7 +6,6 @@ only by the proofs of `prove`.
 """
 
 from check_pgsock import limits
-from check_pgsock.legs import WILDCARDS
 from check_pgsock.processes import (
     POSTGRES_COMMANDS,
     TITLE_PREFIX,
@@ -23,12 +22,6 @@ if TYPE_CHECKING:
 
     Peer = tuple[bytes, int]
 
-# What the database's user runs beside the server and what does not listen. Anything else of that
-# user might be a pooler, and then the uid of a listener does not say whose it is.
-_HARMLESS = frozenset(
-    ("bash", "dash", "sh", "zsh", "su", "sudo", "cron", "sleep", "psql", "pg_dump", "pg_dumpall",
-     "pg_restore", "pg_basebackup", "pg_receivewal", "pgbench", "vacuumdb")
-)  # fmt: skip
 _MOST_EVIDENCE = 50  # connections that are looked up again: any one of them proves
 
 
@@ -54,11 +47,7 @@ class Cluster:
             self._peers = set()
             for pid, command in self._children:
                 child = self._table.process(pid, command, self.postmaster.pid)
-                if (
-                    child is not None
-                    and child.uid == self.postmaster.uid
-                    and child.title.startswith(TITLE_PREFIX)
-                ):
+                if child is not None and child.uid == self.postmaster.uid and _is_titled(child):
                     peer = parse_title_peer(child.title)
                     if peer is not None:
                         self._peers.add(peer)
@@ -82,89 +71,156 @@ class Census:
         self.clusters = self._find_clusters()
 
     def _find_clusters(self) -> "list[Cluster]":
-        servers = {
-            pid: found for pid, found in self._commands.items() if found[0] in POSTGRES_COMMANDS
-        }
+        """A postmaster is whose children call themselves `postgres: ...`: a wrapper that is named
+        postgres, too, is none.
+        """
         children: dict[int, list[tuple[int, str]]] = {}
-        for pid, (command, parent) in servers.items():
-            children.setdefault(parent, []).append((pid, command))
+        for pid, (command, parent) in self._commands.items():
+            if command in POSTGRES_COMMANDS:
+                children.setdefault(parent, []).append((pid, command))
         clusters = []
-        for pid, (command, parent) in servers.items():
-            if parent in servers or pid not in children:
+        for pid, below in children.items():
+            command, parent = self._commands.get(pid, ("", 0))
+            if command not in POSTGRES_COMMANDS:
                 continue
             process = self._table.process(pid, command, parent)
-            if process is not None and process.uid in self._uids:
-                clusters.append(Cluster(process, children[pid], self._table))
+            if process is None or process.uid not in self._uids or _is_titled(process):
+                continue
+            if any(_is_titled(self._table.process(*child, pid)) for child in below):
+                clusters.append(Cluster(process, below, self._table))
         return clusters
 
-    def strangers(self) -> "set[str]":
-        """Commands of the users' processes that are no PostgreSQL's, nor started by one, and that
-        are not known to listen on nothing.
+    def is_complete(self) -> bool:
+        """Whether the users run nothing but the clusters found, as far as all of this machine's
+        processes can be seen.
         """
-        found = set()
+        if not self._table.sees_all():
+            return False
+        known = {one.postmaster.pid for one in self.clusters}
         for pid, (command, parent) in self._commands.items():
-            if command in POSTGRES_COMMANDS or command in _HARMLESS or self._is_child(pid):
-                continue
-            process = self._table.process(pid, command, parent)
-            if process is not None and process.uid in self._uids:
-                found.add(command)
-        return found
+            is_child = parent in known and command in POSTGRES_COMMANDS
+            if pid not in known and not is_child:
+                process = self._table.process(pid, command, parent)
+                if process is not None and process.uid in self._uids:
+                    return False
+        return True
 
-    def _is_child(self, pid: int) -> bool:
-        seen: set[int] = set()
-        while pid in self._commands and pid not in seen:
-            seen.add(pid)
-            command, pid = self._commands[pid]
-            if command in POSTGRES_COMMANDS:
-                return True
-        return False
+
+def _is_titled(process: "Optional[Process]") -> bool:
+    return process is not None and process.title.startswith(TITLE_PREFIX)
+
+
+class Port:
+    """What is known of the port whose owner is sought.
+
+    `bound` are all its listeners, `listeners` those that matter; `peers` are the remote ends of
+    its connections, each with the local address it is connected to; `other_ports` are those that
+    the listeners' user listens on besides.
+    """
+
+    __slots__ = ("bound", "listeners", "number", "other_ports", "peers")
+
+    def __init__(
+        self,
+        number: int,
+        listeners: "list[Listener]",
+        bound: "list[Listener]",
+        peers: "dict[Peer, bytes]",
+        other_ports: "Collection[int]" = (),
+    ) -> None:
+        self.number = number
+        self.listeners = listeners
+        self.bound = bound
+        self.peers = peers
+        self.other_ports = other_ports
+
+    @property
+    def inodes(self) -> "set[int]":
+        """The inodes of the listeners that matter."""
+        return {one.inode for one in self.listeners}
+
+    def accepting(self, address: bytes) -> "Optional[Listener]":
+        """The listener that takes connections to a local address: the one bound to it, else the
+        wildcard of its family, else for IPv4 the one of IPv6. None where several share that.
+        """
+        for bound in (address, bytes(len(address)), bytes(16)):
+            found = [one for one in self.bound if one.address == bound]
+            if found:
+                return found[0] if len(found) == 1 else None
+        return None
+
+    def is_reached(self, proven: "set[Peer]") -> bool:
+        """Whether every listener that matters accepted one of the `proven` connections, or was
+        made together with one that did: with the next inode, by the same user, with the same
+        backlog, as a postmaster makes the listeners of all its addresses in one go.
+        """
+        accepting = [self.accepting(self.peers[peer]) for peer in proven]
+        reached = {one.inode for one in accepting if one is not None}
+        return all(
+            one.inode in reached or any(other.inode in reached for other in self._made_with(one))
+            for one in self.listeners
+        )
+
+    def is_one(self) -> bool:
+        """Whether the listeners that matter were all made together."""
+        return len(self._made_with(self.listeners[0])) >= len(self.listeners)
+
+    def _made_with(self, one: Listener) -> "list[Listener]":
+        """The unbroken run of inodes around `one`, itself included."""
+        by_inode = {
+            other.inode: other
+            for other in self.bound
+            if other.uid == one.uid and other.backlog == one.backlog
+        }
+        run = [one]
+        if one.backlog is None:
+            return run
+        for step in (1, -1):
+            inode = one.inode + step
+            while inode in by_inode:
+                run.append(by_inode[inode])
+                inode += step
+        return run
 
 
 def prove(
-    port: int,
+    port: Port,
     clusters: "list[Cluster]",
     held: "Callable[[int], Optional[set[int]]]",
-    listeners: "list[Listener]",
-    peers: "dict[Peer, bytes]",
-    elsewhere: "Callable[[set[Peer]], set[Peer]]",
-    other_ports: "Collection[int]",
-    strangers: "Callable[[], set[str]]",
+    visible: "Callable[[int], set[int]]",
+    local_ports: "Callable[[set[Peer]], dict[Peer, set[int]]]",
+    is_complete: "Callable[[], bool]",
 ) -> "tuple[Process, str]":
-    """The postmaster that owns all of `listeners` on `port`, and the proof in words.
+    """The postmaster that owns all listeners of `port` that matter, and the proof in words.
 
-    `held` gives the socket inodes of a process, or None where they may not be read. `peers` are
-    the remote ends of the port's connections, each with the local address it is connected to;
-    `elsewhere` tells which of some peers have a connection to another local port too.
-    `other_ports` are those that the listeners' user listens on besides, `strangers` gives the
-    commands of this user's processes that might listen. Raises limits.LimitUnknown.
+    `held` gives the socket inodes of a process, or None where they may not be read; `visible`
+    the inodes of the listeners in a process's network namespace; `local_ports` the local ports
+    that some remote ends are connected to; `is_complete` says whether the listeners' user runs
+    nothing but these clusters. Raises limits.LimitUnknown.
     """
-    inodes = {one.inode for one in listeners}
-    if len({one.uid for one in listeners}) > 1:
-        raise _several(port)
+    if len({one.uid for one in port.listeners}) > 1:
+        raise _several(port.number)
     candidates = []
     for cluster in clusters:
         found = held(cluster.postmaster.pid)
         if found is None:
-            candidates.append(cluster)
-        elif inodes <= found:
+            if port.inodes <= visible(cluster.postmaster.pid):
+                candidates.append(cluster)
+        elif port.inodes <= found:
             return cluster.postmaster, "it holds the listener"
-        elif inodes & found:
-            raise _several(port)
+        elif port.inodes & found:
+            raise _several(port.number)
     if not candidates:
         raise limits.unknown(
-            port, "no PostgreSQL server that may be seen from here owns its listener"
+            port.number, "no PostgreSQL server that may be seen from here owns its listener"
         )
     # A postmaster has one port: what its command line names excludes it, though it proves nothing.
-    accounted = {one.port for one in candidates if one.port not in (None, port)}
-    candidates = [one for one in candidates if one.port in (None, port)]
-    alike = len({one.backlog for one in listeners}) == 1 and listeners[0].backlog is not None
-    evidence = _find_evidence(candidates, peers, elsewhere)
+    accounted = {one.port for one in candidates if one.port not in (None, port.number)}
+    candidates = [one for one in candidates if one.port in (None, port.number)]
+    evidence = _find_evidence(port, candidates, local_ports)
     if len(evidence) == 1:
         ((cluster, proven),) = evidence.items()
-        bound = {one.address for one in listeners}
-        reached = {address for peer in proven for address in _accepting(bound, peers[peer])}
-        # Further addresses that no evidence reaches are the same server's if nobody else's.
-        if bound <= reached or alike or not strangers():
+        if port.is_reached(proven):
             return (
                 cluster.postmaster,
                 "the titles of its backends name connections of the port",
@@ -172,13 +228,13 @@ def prove(
     elif (
         len(candidates) == 1
         and not evidence
-        and accounted.issuperset(other_ports)
-        and (alike or len(listeners) == 1)
-        and not strangers()
+        and accounted.issuperset(port.other_ports)
+        and port.is_one()
+        and is_complete()
     ):
         return candidates[0].postmaster, "it is the only one with the listener's uid"
     raise limits.unknown(
-        port, "which PostgreSQL server owns its listener cannot be proven from here"
+        port.number, "which PostgreSQL server owns its listener cannot be proven from here"
     )
 
 
@@ -189,14 +245,15 @@ def _several(port: int) -> limits.LimitUnknown:
 
 
 def _find_evidence(
+    port: Port,
     candidates: "list[Cluster]",
-    peers: "dict[Peer, bytes]",
-    elsewhere: "Callable[[set[Peer]], set[Peer]]",
+    local_ports: "Callable[[set[Peer]], dict[Peer, set[int]]]",
 ) -> "dict[Cluster, set[Peer]]":
     """For each cluster the connections of the port that its titles, and no other's, name.
 
     A client may use one local port for connections to several servers: a peer that two clusters
-    name, or that is connected to another local port as well, proves nothing.
+    name, or that is connected to another local port as well, proves nothing. A cluster with a
+    client that is connected to another local port, and not to this one, has that other port.
     """
     claims: dict[Peer, int] = {}
     for one in candidates:
@@ -204,15 +261,13 @@ def _find_evidence(
             claims[peer] = claims.get(peer, 0) + 1
     found: dict[Cluster, set[Peer]] = {}
     for one in candidates:
-        joined = sorted(peer for peer in one.peers if peer in peers and claims[peer] == 1)
-        found[one] = set(joined[:_MOST_EVIDENCE])
-    everything = {peer for joined in found.values() for peer in joined}
-    ambiguous = elsewhere(everything) if everything else set()
-    return {one: joined - ambiguous for one, joined in found.items() if joined - ambiguous}
-
-
-def _accepting(bound: "set[bytes]", address: bytes) -> "set[bytes]":
-    """Those of the bound addresses that a connection to `address` was accepted at: that very one,
-    else a wildcard.
-    """
-    return {address} if address in bound else bound.intersection(WILDCARDS)
+        here = sorted(peer for peer in one.peers if peer in port.peers and claims[peer] == 1)
+        gone = sorted(peer for peer in one.peers if peer not in port.peers)
+        sample = {*here[:_MOST_EVIDENCE], *gone[:_MOST_EVIDENCE]}
+        ports = local_ports(sample) if here else {}
+        if any(ports.get(peer) for peer in gone):
+            continue
+        proven = {peer for peer in here[:_MOST_EVIDENCE] if ports.get(peer) == {port.number}}
+        if proven:
+            found[one] = proven
+    return found

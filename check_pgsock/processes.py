@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 # What PostgreSQL's server processes call themselves (task comm), in its own and others' packages.
 POSTGRES_COMMANDS = frozenset(("postgres", "postmaster", "edb-postgres"))
 TITLE_PREFIX = "postgres: "
-# host(port), as set_ps_display gets it from BackendInitialize; nothing the user names comes after.
-_CLIENT = re.compile(r"(?:^| )([0-9A-Fa-f:.]+)\((\d{1,5})\)(?= |$)")
+# host(port) or [local], as set_ps_display gets it from BackendInitialize; nothing that a user may
+# name comes after.
+_CLIENT = re.compile(r"(?:^| )(?:([0-9A-Fa-f:.]+)\((\d{1,5})\)|\[local\])(?= |$)")
 
 
 class Process:
@@ -76,7 +77,7 @@ def parse_title_peer(title: str) -> "Optional[tuple[bytes, int]]":
     found = None
     for match in _CLIENT.finditer(title):
         found = match
-    if found is None:
+    if found is None or found[1] is None:
         return None
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
@@ -149,6 +150,14 @@ class ProcessTable:
             return parse_ids(status or b"", b"Gid")
         except (ValueError, IndexError):
             return None
+
+    def sees_all(self) -> bool:
+        """Whether all processes of the machine are in this table: process 2 is a kernel thread in
+        the first process namespace alone (PF_KTHREAD in field 9 of its stat).
+        """
+        raw = self._read(self.path(2, "stat")) or b""
+        fields = raw[raw.rfind(b")") + 2 :].split()
+        return len(fields) > 6 and bool(int(fields[6]) & 0x00200000)
 
     def shares_namespaces(self, pid: int) -> bool:
         """Whether a process is known to live among the same files, processes and users as we."""

@@ -38,7 +38,7 @@ def test_parse_arguments(arguments: list[str], expected: dict[str, str]) -> None
 @pytest.mark.parametrize(
     ("text", "value"),
     [("100", 100), ("0", 0), (None, None), ("", None), ("-1", None), ("1e3", None),
-     ("262143", 262143), ("262144", None), ("1234567", None), ("100 ", None)],
+     ("262143", 262143), ("262144", None), ("1234567", None), ("100 ", None), ("0100", None)],
 )  # fmt: skip
 def test_parse_whole(text: str | None, value: int | None) -> None:
     assert limits.parse_whole(text) == value

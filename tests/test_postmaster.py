@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from check_pgsock.limits import LimitUnknown
-from check_pgsock.postmaster import Cluster, prove
+from check_pgsock.postmaster import Cluster, Port, prove
 from check_pgsock.processes import Process
 from check_pgsock.sockets.model import Listener
 from tests.moment import LOCAL4, LOCAL6
@@ -28,20 +28,34 @@ def proven(
     held: dict[int, set[int]] | None = None,
     peers: set[tuple[bytes, int]] | None = None,
     listeners: tuple[Listener, ...] = (LISTENER,),
+    bound: tuple[Listener, ...] = (),
     elsewhere: set[tuple[bytes, int]] | None = None,
     other_ports: tuple[int, ...] = (),
-    strangers: tuple[str, ...] = (),
+    complete: bool = True,
+    visible: set[int] | None = None,
 ) -> tuple[int, str]:
-    """The process id and the proof; the peers are connected to 127.0.0.1."""
+    """The process id and the proof; `peers` are connected to 127.0.0.1 on the port, those that
+    are `elsewhere` to another port (too).
+    """
+    here = peers or set()
+    port = Port(
+        PORT, list(listeners), list(bound or listeners), dict.fromkeys(here, LOCAL4), other_ports
+    )
+
+    def local_ports(asked: set[tuple[bytes, int]]) -> dict[tuple[bytes, int], set[int]]:
+        return {
+            peer: ({PORT} if peer in here else set())
+            | ({9} if peer in (elsewhere or set()) else set())
+            for peer in asked
+        }
+
     process, proof = prove(
-        PORT,
+        port,
         clusters,
         (held or {}).get,
-        list(listeners),
-        dict.fromkeys(peers or (), LOCAL4),
-        lambda asked: asked & (elsewhere or set()),
-        other_ports,
-        lambda: set(strangers),
+        lambda pid: {900, 901, 902, 950} if visible is None else visible,
+        local_ports,
+        lambda: complete,
     )
     return process.pid, proof
 
@@ -49,8 +63,11 @@ def proven(
 BY_INODE = "it holds the listener"
 BY_TITLES = "the titles of its backends name connections of the port"
 BY_UID = "it is the only one with the listener's uid"
-SECOND = LISTENER._replace(address=LOCAL6, inode=902)
-EVERYWHERE = LISTENER._replace(address=bytes(16))
+SECOND = LISTENER._replace(address=LOCAL6, inode=901)  # made right after LISTENER
+LATER = LISTENER._replace(address=LOCAL6, inode=950)
+UNPROVEN = pytest.raises(LimitUnknown, match="cannot be proven")
+UNSEEN = pytest.raises(LimitUnknown, match="no PostgreSQL server that may be seen")
+SEVERAL = pytest.raises(LimitUnknown, match="several programs listen on it")
 
 
 def test_proofs_in_their_order() -> None:
@@ -61,46 +78,61 @@ def test_proofs_in_their_order() -> None:
 
 
 def test_descriptors_that_can_be_read_and_do_not_hold_it_disprove() -> None:
-    with pytest.raises(LimitUnknown, match="no PostgreSQL server that may be seen"):
+    with UNSEEN:
         proven([Fixed(1, {ONE})], {1: {77}}, {ONE})
     assert proven([Fixed(1, {ONE}), Fixed(2, set())], {1: {77}}, {ONE}) == (2, BY_UID)
 
 
+def test_a_server_in_another_network_namespace_is_not_it() -> None:
+    with UNSEEN:
+        proven([Fixed(1, {ONE})], peers={ONE}, visible={77})
+
+
 def test_a_port_on_the_command_line_disproves_but_proves_nothing() -> None:
     assert proven([Fixed(1, {ONE}, "--port=5433"), Fixed(2, set())], peers={ONE}) == (2, BY_UID)
-    with pytest.raises(LimitUnknown, match="cannot be proven"):
+    with UNPROVEN:
         proven([Fixed(1, {ONE}, "--port=5433")], peers={ONE})
-    with pytest.raises(LimitUnknown, match="cannot be proven"):
-        proven([Fixed(1, set(), "-p", "5432")], strangers=("pgbouncer",))
+    with UNPROVEN:
+        proven([Fixed(1, set(), "-p", "5432")], complete=False)
 
 
-def test_a_peer_that_two_servers_share_proves_neither() -> None:
-    for second in (ONE, TWO):
-        clusters: list[Cluster] = [Fixed(1, {ONE}), Fixed(2, {second})]
-        with pytest.raises(LimitUnknown, match="cannot be proven"):
-            proven(clusters, peers={ONE, TWO})
-    assert proven([Fixed(1, {ONE, TWO}), Fixed(2, {ONE, THREE})], peers={ONE, TWO}) == (
-        1, BY_TITLES,
-    )  # fmt: skip
-    # The client's port is also connected to another port of this host.
-    with pytest.raises(LimitUnknown, match="cannot be proven"):
-        proven([Fixed(1, {ONE})], peers={ONE}, elsewhere={ONE}, strangers=("pgbouncer",))
+@pytest.mark.parametrize("second", [ONE, TWO])
+def test_a_peer_that_two_servers_share_proves_neither(second: tuple[bytes, int]) -> None:
+    with UNPROVEN:
+        proven([Fixed(1, {ONE}), Fixed(2, {second})], peers={ONE, TWO})
+
+
+def test_of_two_servers_the_one_with_clients_of_its_own_is_proven() -> None:
+    clusters: list[Cluster] = [Fixed(1, {ONE, TWO}), Fixed(2, {ONE, THREE})]
+    assert proven(clusters, peers={ONE, TWO}) == (1, BY_TITLES)
+
+
+def test_a_peer_that_is_connected_elsewhere_too_proves_nothing() -> None:
+    with UNPROVEN:
+        proven([Fixed(1, {ONE})], peers={ONE}, elsewhere={ONE}, complete=False)
     assert proven([Fixed(1, {ONE, TWO})], peers={ONE, TWO}, elsewhere={ONE}) == (1, BY_TITLES)
 
 
+def test_a_server_with_clients_on_another_port_has_that_port() -> None:
+    with UNPROVEN:
+        proven([Fixed(1, {ONE, TWO})], peers={ONE}, elsewhere={TWO}, complete=False)
+    # Of a client that has just left nothing is known.
+    assert proven([Fixed(1, {ONE, TWO})], peers={ONE}) == (1, BY_TITLES)
+
+
 @pytest.mark.parametrize(
-    ("clusters", "other_ports", "strangers"),
+    ("clusters", "other_ports", "complete"),
     [
-        ([Fixed(1, set()), Fixed(2, set())], (), ()),
-        ([Fixed(1, set())], (6432,), ()),  # the user listens on a second port
-        ([Fixed(1, set())], (), ("pgbouncer",)),
+        ([Fixed(1, set()), Fixed(2, set())], (), True),
+        ([Fixed(1, set())], (6432,), True),  # the user listens on a second port
+        ([Fixed(1, set())], (), False),
     ],
 )
 def test_the_uid_alone_is_no_proof_where_another_could_listen(
-    clusters: list[Cluster], other_ports: tuple[int, ...], strangers: tuple[str, ...]
+    clusters: list[Cluster], other_ports: tuple[int, ...], complete: bool
 ) -> None:
-    with pytest.raises(LimitUnknown, match="cannot be proven"):
-        proven(clusters, other_ports=other_ports, strangers=strangers)
+    with UNPROVEN:
+        proven(clusters, other_ports=other_ports, complete=complete)
 
 
 def test_a_port_that_another_cluster_names_is_accounted_for() -> None:
@@ -108,19 +140,40 @@ def test_a_port_that_another_cluster_names_is_accounted_for() -> None:
     assert proven(clusters, other_ports=(5433,)) == (1, BY_UID)
 
 
-def test_several_listeners_must_all_be_the_same_servers() -> None:
+def test_descriptors_must_hold_all_listeners() -> None:
     both = (LISTENER, SECOND)
-    assert proven([Fixed(1, set())], {1: {900, 902}}, listeners=both) == (1, BY_INODE)
-    with pytest.raises(LimitUnknown, match="several programs listen on it"):
+    assert proven([Fixed(1, set())], {1: {900, 901}}, listeners=both) == (1, BY_INODE)
+    with SEVERAL:
         proven([Fixed(1, set())], {1: {900}}, listeners=both)
-    with pytest.raises(LimitUnknown, match="several programs listen on it"):
+    with SEVERAL:
         proven([Fixed(1, set())], listeners=(LISTENER, SECOND._replace(uid=0)))
-    # Without descriptors: one backlog, or nobody else who could listen.
-    pooler = {"strangers": ("pgbouncer",)}
-    a: list[Cluster] = [Fixed(1, {ONE})]
-    assert proven(a, peers={ONE}, listeners=both, **pooler) == (1, BY_TITLES)  # type: ignore[arg-type]
-    other = (LISTENER, SECOND._replace(backlog=128))
-    with pytest.raises(LimitUnknown, match="cannot be proven"):
-        proven(a, peers={ONE}, listeners=other, **pooler)  # type: ignore[arg-type]
-    assert proven(a, peers={ONE}, listeners=other) == (1, BY_TITLES)
-    assert proven(a, peers={ONE}, listeners=(EVERYWHERE,), **pooler) == (1, BY_TITLES)  # type: ignore[arg-type]
+
+
+def test_titles_prove_the_listener_that_was_reached_and_those_made_with_it() -> None:
+    one: list[Cluster] = [Fixed(1, {ONE})]
+    assert proven(one, peers={ONE}, listeners=(LISTENER, SECOND)) == (1, BY_TITLES)
+    for other in (LATER, SECOND._replace(backlog=128), SECOND._replace(backlog=None)):
+        bound = (LISTENER, other)
+        with UNPROVEN:
+            proven(one, peers={ONE}, listeners=bound)
+        with UNPROVEN:  # chosen by --address: no evidence was accepted there
+            proven(one, peers={ONE}, listeners=(other,), bound=bound)
+        assert proven(one, peers={ONE}, listeners=(LISTENER,), bound=bound) == (1, BY_TITLES)
+
+
+def test_ipv4_reaches_the_wildcard_of_ipv6_only_where_there_is_none_of_its_own() -> None:
+    one: list[Cluster] = [Fixed(1, {ONE})]
+    four = LISTENER._replace(address=bytes(4))
+    six = LISTENER._replace(address=bytes(16), inode=950)
+    assert proven(one, peers={ONE}, listeners=(six,)) == (1, BY_TITLES)
+    with UNPROVEN:
+        proven(one, peers={ONE}, listeners=(four, six))
+    with UNPROVEN:
+        proven(one, peers={ONE}, listeners=(six,), bound=(four, six))
+    assert proven(one, peers={ONE}, listeners=(four,), bound=(four, six)) == (1, BY_TITLES)
+
+
+def test_two_listeners_at_one_address_tell_nothing() -> None:
+    shared = (LISTENER, LISTENER._replace(inode=950))  # SO_REUSEPORT
+    with UNPROVEN:
+        proven([Fixed(1, {ONE})], peers={ONE}, listeners=shared)

@@ -47,6 +47,8 @@ def test_parse_command_line() -> None:
         ("postgres: u 10.0.0.1(1) 127.0.0.1(4711) idle", (LOCAL4, 4711)),
         ("postgres: u a (b) c(1) idle 127.0.0.1(4711) idle", (LOCAL4, 4711)),
         ("postgres: u d [local] idle", None),
+        ("postgres: 127.0.0.1(4711) d [local] idle", None),
+        ("postgres: u [local] 127.0.0.1(4711) idle", (LOCAL4, 4711)),
         ("postgres: u d host.example(4711) idle", None),
         ("postgres: checkpointer", None),
         ("postgres: u d 127.0.0.1(471", None),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -378,6 +380,62 @@ def _title(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode()
 
 
+def test_a_pooler_at_another_address_never_gets_the_servers_limit(
+    make_pg: MakePg, sessions: OpenSessions
+) -> None:
+    """The same port and user, and connections that prove the server at its own address."""
+    server = make_pg(major=15, arguments=("-c", "max_connections=50"))
+    sessions(server, 2)
+    port = str(server.port)
+    with (
+        PgBouncerServer(
+            server, port=server.port, user="nobody", settings={"listen_addr": "127.0.0.2"}
+        ),
+        socket.create_connection(("127.0.0.2", server.port)) as client,
+    ):
+        client.sendall(b"\0")
+        for arguments in (
+            (),
+            ("--address", "127.0.0.2"),
+            ("--leg", "client", "--peer", "127.0.0.2"),
+        ):
+            done = support.run("saturation", "-p", port, *arguments, user=STRANGER)
+            assert done == unproven(server.port)
+            assert support.run("saturation", "-p", port, *arguments).code == 3
+        for arguments in (("--address", "127.0.0.1"), ("--leg", "client", "--peer", "127.0.0.1")):
+            done = support.run("saturation", "-p", port, *arguments, user=STRANGER)
+            assert done.code == 0
+            assert re.match(r"PGSOCK_SATURATION OK - \d of 47 connections ", done.out)
+
+
+@pytest.mark.parametrize("addresses", ["*", "127.0.0.1,::1"])
+def test_all_addresses_of_one_server_are_its_own(
+    make_pg: MakePg, sessions: OpenSessions, addresses: str
+) -> None:
+    """Connections over IPv4 alone prove the listener of IPv6, too: both were made in one go."""
+    settings = {"listen_addresses": addresses}
+    server = make_pg(major=15, settings=settings, arguments=("-c", "max_connections=50"))
+    sessions(server, 1)
+    for user in (None, STRANGER):
+        done = support.run("saturation", "-p", str(server.port), user=user)
+        assert done.code == 0
+        assert done.out.startswith("PGSOCK_SATURATION OK - 1 of 47 connections (2 %) on port ")
+
+
+def test_reserved_slots_of_a_file_that_has_changed_are_said_to_be(make_pg: MakePg) -> None:
+    server = make_pg(major=18, settings={"max_connections": 40})
+    time.sleep(1.2)
+    server.configure({"superuser_reserved_connections": 9})
+    done = support.run("saturation", "-p", str(server.port))
+    assert done == (
+        0,
+        line("OK", 0, 31, f"on port {server.port}", 24, 27)
+        + "reserved slots are those of the configuration file, which has changed since the server "
+        "started\n",
+        "",
+    )
+
+
 def test_several_programs_on_one_port_are_no_one_limit(
     make_pg: MakePg, sessions: OpenSessions
 ) -> None:
@@ -396,6 +454,10 @@ def test_several_programs_on_one_port_are_no_one_limit(
             done = support.run("saturation", "-p", str(port), "--address", "127.0.0.1", user=user)
             assert done.code == 0
             assert done.out.startswith("PGSOCK_SATURATION OK - 2 of 27 connections (7 %) on port ")
+            assert done.out.splitlines()[1] == (
+                "only the connections selected are counted, against all slots of the server: "
+                "others take slots, too"
+            )
         done = support.run("saturation", "-p", str(port), "--address", "127.0.0.2")
         assert done.code == 3
         client = ("saturation", "-p", str(port), "--leg", "client")
@@ -591,13 +653,12 @@ def test_a_damaged_proc_root_is_never_zero_connections(damage: str, check: str) 
     assert done == (3, f"PGSOCK_{check.upper()} UNKNOWN - {sentence}\n", "")
 
 
-def test_no_tcp6_is_a_kernel_without_ipv6() -> None:
+def test_a_saved_moment_without_tcp6_is_noted() -> None:
     with fresh_directory("pgsock-moment-") as root:
         shutil.copytree(MOMENT / "net", root / "net")
         (root / "net" / "tcp6").unlink()
         done = support.run("close_wait", "--proc-root", str(root), "-vv")
     assert done.code == 0
-    assert "no tcp6 beside tcp: a kernel without IPv6\n" in done.out
     assert done.out.splitlines()[1] == (
         "the saved moment has no tcp6: IPv6 connections, and those of listeners that take IPv4 "
         "and IPv6, are not in it"

@@ -62,6 +62,11 @@ def probe(run: Run) -> Report:
             leg, reader, tally.listeners, run.options.proc_root, run.deadline
         )
         slots = limit.usable
+        if leg.address is not None or leg.peers or leg.excluded_peers:
+            notes.append(
+                "only the connections selected are counted, against all slots of the server: "
+                "others take slots, too"
+            )
         notes += limit_notes(limit, pending)
         told.append(
             f"limit: {slots} usable of max_connections {limit.max_connections}, "

@@ -149,7 +149,7 @@ class ProcfsSource:
             path = os.path.join(self.directory, name)
             table = Table(path, query, sys.byteorder, ipv6=name == "tcp6")
             try:
-                for lines in self._lines(path):
+                for lines in read_lines(path, self._deadline):
                     yield table, lines
             except FileNotFoundError as error:
                 if name == "tcp6":
@@ -160,22 +160,43 @@ class ProcfsSource:
                 raise SourceError(f"{path} cannot be read: {error.strerror}") from error
             table.close()
 
-    def _lines(self, path: str) -> "Iterator[list[bytes]]":
-        # O_NONBLOCK: a FIFO in a proc root from elsewhere must not hold the check.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SourceError(f"{path} is not a regular file")
-            rest = b""
-            while True:
-                self._deadline.remaining()
-                chunk = file.read(_CHUNK)
-                if not chunk:
-                    break
-                lines = (rest + chunk).splitlines(keepends=True)
-                rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+
+def read_lines(path: str, deadline: Deadline) -> "Iterator[list[bytes]]":
+    """Yield the lines of a file, some at a time; raises OSError, SourceError for no plain file."""
+    # O_NONBLOCK: a FIFO in a proc root from elsewhere must not hold the check.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise SourceError(f"{path} is not a regular file")
+        rest = b""
+        while True:
+            deadline.remaining()
+            chunk = file.read(_CHUNK)
+            if not chunk:
+                break
+            lines = (rest + chunk).splitlines(keepends=True)
+            rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+            if lines:
                 yield lines
-            if rest:
-                yield [rest]
+        if rest:
+            yield [rest]
+
+
+def listener_inodes(directory: str, port: int, deadline: Deadline) -> "set[int]":
+    """The inodes of the listeners on `port` in the namespace of `directory`, some PID's /proc
+    net; none where that may not be read.
+    """
+    tally = Tally()
+    try:
+        for name in ("tcp", "tcp6"):
+            path = os.path.join(directory, name)
+            table = Table(path, Query((port,), True, 1 << LISTEN), sys.byteorder, name == "tcp6")
+            for lines in read_lines(path, deadline):
+                table.count(lines, tally)
+                if lines[-1].split()[3:4] not in ([b"st"], [b"0A"]):
+                    break  # the listeners come first
+    except (OSError, SourceError):
+        pass
+    return {one.inode for one in tally.listeners}
 
 
 class SocketReader:
@@ -236,7 +257,7 @@ class SocketReader:
         lines = [f"source: {self.used}"]
         if isinstance(self._source, ProcfsSource):
             lines[0] += f" ({self._source.directory})"
-            if self._source.without_ipv6:
+            if self._source.without_ipv6 and not self.saved:
                 lines.append("no tcp6 beside tcp: a kernel without IPv6")
         if self.refusal:
             lines.append(f"netlink did not answer: {self.refusal}")

@@ -174,7 +174,7 @@ class LimitReader:
         missing = [
             name
             for name in limits.DEFAULT_RESERVED
-            if name not in settings
+            if limits.parse_whole(settings.get(name)) is None
             and not (name == "reserved_connections" and major is not None and major < 16)
         ]
         if missing:

@@ -8,7 +8,7 @@ import stat
 
 from check_pgsock import limits
 from check_pgsock.deadline import Deadline
-from check_pgsock.legs import Leg
+from check_pgsock.legs import Leg, listeners_at
 from check_pgsock.limits import Limit, LimitUnknown
 from check_pgsock.postmaster import Census, Port, prove
 from check_pgsock.processes import Process, ProcessTable
@@ -27,7 +27,8 @@ def read_limit(
     proc_root: "Optional[str]",
     deadline: Deadline,
 ) -> "tuple[Limit, str, Optional[str]]":
-    """(limit, proof of whose server it is, pending change of it) of the leg's one port.
+    """(limit, proof of whose server it is, pending change of it) of the leg's one port, on which
+    a server leg has `found` these listeners.
 
     Raises LimitUnknown, naming --limit, wherever that cannot be told for certain.
     """
@@ -36,11 +37,11 @@ def read_limit(
         raise LimitUnknown(
             f"the limit of port {port} is not in a saved moment; name it with --limit N"
         )
-    bound = reader.listeners(port)
     accepted = reader.sockets(Leg(leg.ports).query(ESTABLISHED))
     if leg.server:
-        listeners = leg.listeners(found)
+        bound, listeners = found, leg.listeners(found)
     else:
+        bound = reader.listeners(port)
         listeners = _listeners_of_client_leg(leg, reader, port, accepted, bound)
     table = ProcessTable(deadline, proc_root or "/proc")
     uids = {one.uid for one in listeners}
@@ -51,7 +52,7 @@ def read_limit(
             listeners,
             bound,
             {(one.remote_address, one.remote_port): one.local_address for one in accepted},
-            {one.port for one in reader.listeners() if one.uid in uids} - {port},
+            lambda: {one.port for one in reader.listeners() if one.uid in uids} - {port},
         ),
         census.clusters,
         table.socket_inodes,
@@ -103,11 +104,7 @@ def _listeners_of_client_leg(
             f"the limit of port {port} cannot be read: the server of this client leg is not on "
             "this host; name the usable slots (or this host's share of them) with --limit N"
         )
-    return [
-        one
-        for one in found
-        if any(one in Leg((port,), address=target).listeners(found) for target in targets)
-    ]
+    return [one for one in found if any(one in listeners_at(target, found) for target in targets)]
 
 
 class LimitReader:
@@ -179,13 +176,13 @@ class LimitReader:
         ]
         if missing:
             file = self._file_settings(("max_connections", *missing))
-            if any(name in file for name in missing) and self._file_has_changed():
-                self.pending = (
-                    "reserved slots are those of the configuration file, which has changed since "
-                    "the server started"
-                )
             if file.get("max_connections") == value:
                 settings.update({name: str(file[name]) for name in missing if name in file})
+                if self._file_has_changed():
+                    self.pending = (
+                        "reserved slots are those of the configuration file, which has changed "
+                        "since the server started"
+                    )
             elif "max_connections" in file:
                 self.pending = (
                     f"the configuration file says max_connections {file['max_connections']}, "

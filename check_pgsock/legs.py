@@ -82,16 +82,11 @@ class Leg:
     def listeners(self, found: "list[Listener]") -> "list[Listener]":
         """Those of the listeners `found` that accept this leg's connections.
 
-        Peers filter no listener. With an address, those that take connections to it: bound to that
-        very address, else to the wildcard of its family, else for IPv4 to that of IPv6.
+        Peers filter no listener; an address chooses those that take connections to it.
         """
         chosen = [one for one in found if one.port in self.ports]
         if self.server and self.address is not None:
-            for bound in (self.address, bytes(len(self.address)), bytes(16)):
-                found = [one for one in chosen if one.address == bound]
-                if found:
-                    return found
-            return []
+            return listeners_at(self.address, chosen)
         return chosen
 
     def missing_ports(self, found: "list[Listener]") -> "list[int]":
@@ -110,6 +105,17 @@ class Leg:
         if self.excluded_peers:
             text += f" without {', '.join(network.text for network in self.excluded_peers)}"
         return text
+
+
+def listeners_at(address: bytes, found: "list[Listener]") -> "list[Listener]":
+    """Those of the listeners `found` on one port that take connections to a local address: bound
+    to that very address, else to the wildcard of its family, else for IPv4 to that of IPv6.
+    """
+    for bound in (address, bytes(len(address)), bytes(16)):
+        chosen = [one for one in found if one.address == bound]
+        if chosen:
+            return chosen
+    return []
 
 
 def format_address(packed: bytes) -> str:

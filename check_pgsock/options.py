@@ -175,6 +175,16 @@ def validate_socket_options(options: argparse.Namespace) -> None:
         raise UsageError("--proc-root is read by procfs and --source names netlink; drop one")
 
 
+def require_below_timeout(options: argparse.Namespace, name: str) -> None:
+    """Raise UsageError unless the time that the option `name` takes fits into the deadline."""
+    seconds = getattr(options, name)
+    if seconds >= options.timeout:
+        raise UsageError(
+            f"--{name} {seconds:g} is not below --timeout {options.timeout:g}; "
+            "lower the one or raise the other"
+        )
+
+
 def chosen_leg(options: argparse.Namespace) -> Leg:
     """The leg that the socket options name."""
     return Leg(

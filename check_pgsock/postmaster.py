@@ -6,6 +6,7 @@ only by the proofs of `prove`.
 """
 
 from check_pgsock import limits
+from check_pgsock.legs import listeners_at
 from check_pgsock.processes import (
     POSTGRES_COMMANDS,
     TITLE_PREFIX,
@@ -114,8 +115,8 @@ class Port:
     """What is known of the port whose owner is sought.
 
     `bound` are all its listeners, `listeners` those that matter; `peers` are the remote ends of
-    its connections, each with the local address it is connected to; `other_ports` are those that
-    the listeners' user listens on besides.
+    its connections, each with the local address it is connected to; `other_ports` reads those
+    that the listeners' user listens on besides.
     """
 
     __slots__ = ("bound", "listeners", "number", "other_ports", "peers")
@@ -126,7 +127,7 @@ class Port:
         listeners: "list[Listener]",
         bound: "list[Listener]",
         peers: "dict[Peer, bytes]",
-        other_ports: "Collection[int]" = (),
+        other_ports: "Callable[[], Collection[int]]",
     ) -> None:
         self.number = number
         self.listeners = listeners
@@ -140,14 +141,9 @@ class Port:
         return {one.inode for one in self.listeners}
 
     def accepting(self, address: bytes) -> "Optional[Listener]":
-        """The listener that takes connections to a local address: the one bound to it, else the
-        wildcard of its family, else for IPv4 the one of IPv6. None where several share that.
-        """
-        for bound in (address, bytes(len(address)), bytes(16)):
-            found = [one for one in self.bound if one.address == bound]
-            if found:
-                return found[0] if len(found) == 1 else None
-        return None
+        """The listener that takes connections to a local address; None where several may."""
+        found = listeners_at(address, self.bound)
+        return found[0] if len(found) == 1 else None
 
     def is_reached(self, proven: "set[Peer]") -> bool:
         """Whether every listener that matters accepted one of the `proven` connections, or was
@@ -228,7 +224,7 @@ def prove(
     elif (
         len(candidates) == 1
         and not evidence
-        and accounted.issuperset(port.other_ports)
+        and accounted.issuperset(port.other_ports())
         and port.is_one()
         and is_complete()
     ):

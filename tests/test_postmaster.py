@@ -39,7 +39,11 @@ def proven(
     """
     here = peers or set()
     port = Port(
-        PORT, list(listeners), list(bound or listeners), dict.fromkeys(here, LOCAL4), other_ports
+        PORT,
+        list(listeners),
+        list(bound or listeners),
+        dict.fromkeys(here, LOCAL4),
+        lambda: other_ports,
     )
 
     def local_ports(asked: set[tuple[bytes, int]]) -> dict[tuple[bytes, int], set[int]]:

@@ -10,7 +10,6 @@ when the first exceeds a threshold. A saved moment (--proc-root) is judged as it
 """
 
 from check_pgsock import options as opts
-from check_pgsock.errors import UsageError
 from check_pgsock.legs import Leg, top_peers
 from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
@@ -39,11 +38,7 @@ def add_options(parser: opts.Parser) -> None:
 
 def validate(options: "Namespace") -> None:
     """The second look must fit into the deadline."""
-    if options.settle >= options.timeout:
-        raise UsageError(
-            f"--settle {options.settle:g} is not below --timeout {options.timeout:g}; "
-            "lower the one or raise the other"
-        )
+    opts.require_below_timeout(options, "settle")
 
 
 def identity(one: Socket) -> tuple[object, ...]:

@@ -36,7 +36,7 @@ import os
 from check_pgsock import options as opts
 from check_pgsock import pools
 from check_pgsock.errors import SlotsExhausted, SourceError, UsageError
-from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
 from check_pgsock.pools import Backends, Pool, Terms
 from check_pgsock.postgres.client import connect
@@ -57,7 +57,6 @@ MOST_NAMED = 6  # each has three labels of up to 19 characters, in a first line 
 KEPT = 3600.0  # seconds that samples are kept; the newest older one is kept, too
 # What names the server where the DSN does not (PostgreSQL manual, "Environment Variables").
 _ENVIRONMENT = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
-_NO_LABEL = "nothing"  # -w and -c judge this label, which no metric has: nothing is judged
 
 
 def parse_positive(text: str) -> float:
@@ -199,7 +198,7 @@ def probe(run: Run) -> Report:
         who=lambda: pools.top_backends(worst, oid, backends),
         told=[*(pools.describe(one, terms.least_busy) for one in others), *told],
         details=[*details, f"state: {'none' if store is None else store.path}"],
-        judged=None if worst.outcome == pools.JUDGED else _NO_LABEL,
+        judged=None if worst.outcome == pools.JUDGED else NOT_JUDGED,
         commit=commit,
     )
 

@@ -66,11 +66,7 @@ def validate(options: "Namespace") -> None:
     """The window must fit into the deadline, and a percentage needs something it is of."""
     if options.window < SHORTEST_WINDOW:
         raise UsageError(f"--window {options.window:g} is too short; at least {SHORTEST_WINDOW:g}")
-    if options.window >= options.timeout:
-        raise UsageError(
-            f"--window {options.window:g} is not below --timeout {options.timeout:g}; "
-            "lower the one or raise the other"
-        )
+    opts.require_below_timeout(options, "window")
     if len(set(options.port)) > MOST_PORTS:
         raise UsageError(f"more than {MOST_PORTS} ports cannot be watched; drop some --port")
     if options.ignore_probes and (options.source == "procfs" or options.proc_root is not None):

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from check_pgsock.pgsock.lab import processes
+from check_pgsock.pgsock.lab import accounts, processes
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from tests import support
 
@@ -35,13 +35,13 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8"}
 
 def user_and_group() -> tuple[str, str]:
     """The names that the daemons run as: their own user where we are root, else ours."""
-    account = processes.account_of(USER) or processes.Account(os.geteuid(), os.getegid())
+    account = accounts.account_of(USER) or accounts.Account(os.geteuid(), os.getegid())
     return pwd.getpwuid(account.uid).pw_name, grp.getgrgid(account.gid).gr_name
 
 
 def run(argv: Sequence[str], seconds: float = 30) -> support.Completed:
     """Run a command to its end as the daemons' user, where we are root."""
-    account = processes.account_of(USER)
+    account = accounts.account_of(USER)
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -125,10 +125,10 @@ object ApiUser "test" {
     def __enter__(self) -> Icinga:
         with contextlib.ExitStack() as stack:
             self._path = stack.enter_context(fresh_directory("pgsock-icinga-"))
-            account = processes.account_of(USER)
+            account = accounts.account_of(USER)
             for name in ("etc", "data", "data/certs", "log", "cache", "spool", "run"):
                 (self._path / name).mkdir()
-                processes.own(self._path / name, account)
+                accounts.own(self._path / name, account)
             for name, text in self._files.items():
                 path = self._path / "etc" / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ object ApiUser "test" {
         self._configure(self._DAEMON % self._port)
         log = self._path / "daemon.log"
         command = self._command("daemon", "-c", self._main)
-        self._process = processes.spawn(command, processes.account_of(USER), log)
+        self._process = processes.spawn(command, accounts.account_of(USER), log)
         support.wait_until(self._answers, "Icinga's API answers", 20)
 
     def objects(self, kind: str, condition: str = "true") -> list[dict[str, Any]]:
@@ -290,7 +290,7 @@ include={path}/commands.cfg
     def __enter__(self) -> Nrpe:
         with contextlib.ExitStack() as stack:
             self._path = stack.enter_context(fresh_directory("pgsock-nrpe-"))
-            account = processes.account_of(USER)
+            account = accounts.account_of(USER)
             user, group = user_and_group()
             self._port = processes.free_port()
             (self._path / "commands.cfg").write_text(self._commands, encoding="utf-8")
@@ -304,7 +304,7 @@ include={path}/commands.cfg
                 encoding="utf-8",
             )
             for name in (".", "nrpe.cfg", "commands.cfg"):
-                processes.own(self._path / name, account)
+                accounts.own(self._path / name, account)
             command = [NRPE, "-c", str(self._path / "nrpe.cfg"), "-f"]
             self._process = processes.spawn(command, account, self._path / "output.log")
             stack.callback(processes.end, self._process, SIGTERM, 5)

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import pytest
 
-from check_pgsock.pgsock.lab import binaries, pgbouncer, processes
+from check_pgsock.pgsock.lab import accounts, binaries, pgbouncer
 from check_pgsock.pgsock.lab.directories import fresh_directory
+from check_pgsock.pgsock.lab.errors import LabError
 
 ROOT = Path(__file__).resolve().parent.parent
 # The distribution's own Python: the one that an unprivileged user can always run.
@@ -70,7 +71,7 @@ def run(
     As another user it is the system's Python (or `python`) with a copy of the sources that user
     can read; we need not be root: then we are unprivileged already. `timeout` in seconds.
     """
-    account = None if user is None else processes.account_of(user)
+    account = None if user is None else accounts.account_of(user)
     if account is None:
         if python is None and user is not None and has("system-python"):
             python = SYSTEM_PYTHON
@@ -137,7 +138,7 @@ def postgres_directories() -> dict[int, Path]:
     named = [Path(p) for p in os.environ.get("PGSOCK_TEST_PG_BINS", "").split(":") if p]
     found: dict[int, Path] = {}
     for path in [*named, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]:
-        with contextlib.suppress(processes.LabError):
+        with contextlib.suppress(LabError):
             found.setdefault(binaries.installed(path).major, path)
     return found
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 from check_pgsock import options, plugin
-from check_pgsock.pgsock.lab import processes
+from check_pgsock.pgsock.lab import accounts
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from tests import daemons, support
@@ -481,7 +481,7 @@ def answers(installations: Installations) -> Iterator[dict[str, Answers]]:
             for session in sessions:
                 session.wait_ready()
         state = stack.enter_context(fresh_directory("pgsock-state-"))
-        processes.own(state, processes.account_of(daemons.USER))
+        accounts.own(state, accounts.account_of(daemons.USER))
         text = adapted(NRPE_COMMANDS, plugins, server, state)
         nrpe = stack.enter_context(daemons.Nrpe(text))
 

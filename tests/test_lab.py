@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from check_pgsock.pgsock.lab import processes
+from check_pgsock.pgsock.lab import accounts, janitor, processes
 from check_pgsock.pgsock.lab.binaries import embedded, embedded_installations, installed
 from check_pgsock.pgsock.lab.directories import fresh_directory, traversable
+from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
-from check_pgsock.pgsock.lab.processes import LabError
 from check_pgsock.pgsock.lab.wire import Session, WireError
 from tests.conftest import Installations, MakePg, OpenSessions
 from tests.support import newest_major, require, tcp_states, wait_until
@@ -69,11 +69,11 @@ def test_server_and_pooler_leave_nothing(
             assert pooler.server_ports() != []
             pooler_pid = pooler.pid
         assert not is_alive(pooler_pid)
-        pids = processes.running_in(server.data_directory)
+        pids = janitor.working_below(server.data_directory)
         assert server.pid in pids
         data = server.data_directory
     assert not any(is_alive(pid) for pid in pids)
-    assert processes.running_in(data) == []
+    assert janitor.working_below(data) == []
     assert os.listdir(base) == []
     assert tcp_states(server.port)["LISTEN"] == 0
 
@@ -91,7 +91,7 @@ def test_failed_start_leaves_nothing(base: Path, installations: Installations, m
     server = PostgresServer(installations.get(major), settings={"max_connections": "many"})
     with pytest.raises(LabError, match="invalid value for parameter"), server:
         pass
-    assert processes.running_in(server.data_directory) == []
+    assert janitor.working_below(server.data_directory) == []
     assert os.listdir(base) == []
 
 
@@ -119,7 +119,7 @@ def test_stopped_postmaster_with_running_statement_ends(make_pg: MakePg, major: 
     server = make_pg(major=major)
     session = server.connect()
     session.simple_query("select pg_sleep(1000)")
-    pids = processes.running_in(server.data_directory)
+    pids = janitor.working_below(server.data_directory)
     assert session.backend_pid in pids
     os.kill(server.pid, signal.SIGSTOP)
     server.stop()
@@ -133,7 +133,7 @@ def test_killed_postmaster_leaves_nothing(make_pg: MakePg) -> None:
     server = make_pg()
     session = server.connect()
     session.simple_query("select pg_sleep(1000)")
-    pids = processes.running_in(server.data_directory)
+    pids = janitor.working_below(server.data_directory)
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
     session.kill()
@@ -215,6 +215,6 @@ def test_no_binaries_is_one_sentence() -> None:
 def test_root_and_strangers_are_refused() -> None:
     require("root")
     with pytest.raises(LabError, match="refuses to run as root"):
-        processes.account_of("root")
+        accounts.account_of("root")
     with pytest.raises(LabError, match="there is no user 'nobody-at-all'"):
-        processes.account_of("nobody-at-all")
+        accounts.account_of("nobody-at-all")

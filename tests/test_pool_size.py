@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
-from check_pgsock.pgsock.lab.processes import LabError
 from tests import support
 from tests.conftest import MakePg, OpenSessions
 from tests.pool_load import (

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from check_pgsock.pgsock.lab.accounts import account_of, own
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
-from check_pgsock.pgsock.lab.processes import account_of, free_port, own
+from check_pgsock.pgsock.lab.processes import free_port
 from check_pgsock.pgsock.lab.wire import Session, WireError
 from tests.conftest import MakePg, OpenSessions
 from tests.watching import Check, abort, counts, listening, masked, thrash

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from check_pgsock.pgsock.lab import processes
+from check_pgsock.pgsock.lab import accounts, processes
 from tests import support
 from tests.support import Completed
 
@@ -26,7 +26,7 @@ class Check:
         """`prefix` is a command that executes its arguments; without `events` there is nothing
         that tells when the window starts but time.
         """
-        account = processes.account_of("nobody")
+        account = accounts.account_of("nobody")
         support.require("system-python")
         self._events = events
         self.process = subprocess.Popen(

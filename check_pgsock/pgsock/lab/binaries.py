@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from check_pgsock.pgsock.lab.directories import fresh_directory
-from check_pgsock.pgsock.lab.processes import ENVIRONMENT, LabError
+from check_pgsock.pgsock.lab.directories import fresh_directory, traversable
+from check_pgsock.pgsock.lab.errors import LabError
+from check_pgsock.pgsock.lab.processes import ENVIRONMENT
 
 # The wheel of the extra `lab`. It is never imported: its server class creates a user and opens
 # the permissions of every parent directory.
@@ -30,6 +32,10 @@ class Binaries(NamedTuple):
         """The path of the program `name`."""
         return str(self.directory / name)
 
+    def has_tls(self) -> bool:
+        """Whether the server is built with OpenSSL: its symbols are in the executable."""
+        return b"SSL_CTX_new" in (self.directory / "postgres").read_bytes()
+
 
 def installed(directory: str | Path) -> Binaries:
     """The installation of the bin directory `directory`, used in place.
@@ -38,13 +44,44 @@ def installed(directory: str | Path) -> Binaries:
     """
     path = Path(directory).absolute()
     if not os.access(path / "initdb", os.X_OK):
-        raise LabError(f"{path} holds no PostgreSQL: there is no executable initdb in it")
+        raise _no_installation(path)
     return Binaries(path, _major(path))
 
 
 @contextlib.contextmanager
-def embedded(major: int | None = None) -> Iterator[Binaries]:
-    """A copy of the embedded wheel's PostgreSQL (`major`, or its newest) that any user can run.
+def unpacked(directory: str | Path, parent: Path | None = None) -> Iterator[Binaries]:
+    """The installation of the bin directory `directory`: in place where servers can run from it,
+    else a copy (in `parent`) that is removed on exit.
+
+    A copy is needed where root starts servers as somebody who cannot reach the directory, and
+    where an archive that cannot hold links lists them in pg-symlinks.json instead. It takes the
+    bin, lib and share beside each other. Raises LabError as installed() does.
+    """
+    source = Path(directory).absolute().parent
+    links = source / "pg-symlinks.json"
+    if not links.exists() and (os.geteuid() != 0 or traversable(Path(directory).resolve())):
+        yield installed(directory)
+        return
+    if not (source / "bin" / "initdb").exists():
+        raise _no_installation(Path(directory))
+    with fresh_directory("pgsock-binaries-", executable=True, parent=parent) as target:
+        _copy(source, target)
+        if links.exists():
+            # The names in it begin with the name of the directory it lies in.
+            for link in json.loads(links.read_text(encoding="utf-8")):
+                original, name = (
+                    target.joinpath(*Path(link[key]).parts[1:]) for key in ("source", "target")
+                )
+                if original.parent == name.parent and original.exists() and not name.exists():
+                    name.symlink_to(original.name)
+        _open_copy(target)
+        yield installed(target / "bin")
+
+
+@contextlib.contextmanager
+def embedded(major: int | None = None, parent: Path | None = None) -> Iterator[Binaries]:
+    """A copy (in `parent`) of the embedded wheel's PostgreSQL (`major`, or its newest) that any
+    user can run.
 
     The copy is removed on exit. Raises LabError where the wheel or that major is not there.
     """
@@ -58,16 +95,31 @@ def embedded(major: int | None = None) -> Iterator[Binaries]:
     if wanted not in found:
         raise LabError(f"the embedded wheel holds PostgreSQL {sorted(found)}, not {wanted}")
     source = found[wanted]
-    with fresh_directory("pgsock-binaries-", executable=True) as directory:
+    with fresh_directory("pgsock-binaries-", executable=True, parent=parent) as directory:
         # RPATH is $ORIGIN/../../../<wheel>.libs: the copy has the same relative places.
         target = directory / _WHEEL / source.name
-        for part in ("bin", "lib", "share"):
-            shutil.copytree(source / part, target / part, symlinks=True, ignore=_UNNEEDED)
+        _copy(source, target)
         libs = source.parent.with_name(f"{_WHEEL}.libs")
         if libs.is_dir():
             shutil.copytree(libs, directory / libs.name, symlinks=True)
         _open_copy(directory)
         yield Binaries(target / "bin", wanted)
+
+
+def find_program(name: str, binaries: Binaries) -> str:
+    """The path of a client program (psql, pgbench) that this user can run.
+
+    It is that of `binaries` where they hold it, else the machine's, else the embedded wheel's:
+    all of them work with servers of other majors. Raises LabError where there is none.
+    """
+    wheel = [str(path / "bin") for _, path in sorted(embedded_installations().items())]
+    directories = [str(binaries.directory), os.environ.get("PATH", os.defpath), *reversed(wheel)]
+    found = shutil.which(name, path=os.pathsep.join(directories))
+    if found is None:
+        raise LabError(
+            f"there is no {name} here: install the extra 'lab', or PostgreSQL's client programs"
+        )
+    return found
 
 
 def embedded_installations() -> dict[int, Path]:
@@ -83,6 +135,15 @@ def embedded_installations() -> dict[int, Path]:
 
 
 _UNNEEDED = shutil.ignore_patterns("*.a", "pkgconfig", "ecpg")
+
+
+def _no_installation(path: Path) -> LabError:
+    return LabError(f"{path} holds no PostgreSQL: there is no executable initdb in it")
+
+
+def _copy(source: Path, target: Path) -> None:
+    for part in ("bin", "lib", "share"):
+        shutil.copytree(source / part, target / part, symlinks=True, ignore=_UNNEEDED)
 
 
 def _major(directory: Path) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from check_pgsock.pgsock.lab import binaries, load
+from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.postgres import PostgresServer
-from check_pgsock.pgsock.lab.processes import LabError
 from check_pgsock.text import plural
 
 MAX_CONNECTIONS = 20

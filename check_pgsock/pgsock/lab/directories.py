@@ -10,17 +10,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from check_pgsock.pgsock.lab.processes import LabError
+from check_pgsock.pgsock.lab.errors import LabError
 
 
 @contextlib.contextmanager
-def fresh_directory(prefix: str, *, executable: bool = False) -> Iterator[Path]:
-    """Make a new directory (0755) below a base that every user can traverse; remove it on exit.
+def fresh_directory(
+    prefix: str, *, executable: bool = False, parent: Path | None = None
+) -> Iterator[Path]:
+    """Make a new directory (0755) and remove it on exit; it lies in `parent`, or else below a base
+    that every user can traverse.
 
     No permission of an existing path is changed. With `executable` the base must not be mounted
     noexec. Raises LabError where there is no such base.
     """
-    path = Path(tempfile.mkdtemp(prefix=prefix, dir=_base(executable)))
+    path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent or base_directory(executable)))
     try:
         path.chmod(0o755)
         yield path
@@ -33,10 +36,13 @@ def traversable(path: Path) -> bool:
     return all(p.stat().st_mode & stat.S_IXOTH for p in (path, *path.parents))
 
 
-def _base(executable: bool) -> Path:
-    candidates = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
-    for name in candidates:
-        path = Path(name).resolve()
+def base_directory(executable: bool) -> Path:
+    """A directory for temporary files that we can write to and servers can reach.
+
+    With `executable` it is not mounted noexec. Raises LabError where there is none.
+    """
+    candidates = base_candidates()
+    for path in candidates:
         if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
             continue
         # Only root starts servers as somebody else; anybody else has to reach it alone.
@@ -46,6 +52,12 @@ def _base(executable: bool) -> Path:
             continue
         return path
     raise LabError(
-        f"none of {', '.join(dict.fromkeys(candidates))} can be used for a throw-away server "
+        f"none of {', '.join(map(str, candidates))} can be used for a throw-away server "
         "(writable, traversable by every user, not noexec); set TMPDIR to one that is"
     )
+
+
+def base_candidates() -> list[Path]:
+    """Where directories for temporary files may lie, the preferred one first."""
+    names = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    return list(dict.fromkeys(Path(name).resolve() for name in names))

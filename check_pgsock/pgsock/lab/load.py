@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.postgres import PostgresServer
-from check_pgsock.pgsock.lab.processes import LabError
 from check_pgsock.pgsock.lab.wire import Session
 
 

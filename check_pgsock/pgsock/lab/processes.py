@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import random
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from check_pgsock.errors import PgsockError
-
-
-class LabError(PgsockError):
-    """A throw-away server cannot be had, or did not do what it should."""
-
-
-class Account(NamedTuple):
-    """The user and group id a server runs as."""
-
-    uid: int
-    gid: int
-
+from check_pgsock.pgsock.lab.accounts import Account
+from check_pgsock.pgsock.lab.errors import LabError
+from check_pgsock.pgsock.lab.hosts import LOCAL, Host
 
 # PostgreSQL writes process titles over its arguments and environment, which must be long enough.
 ENVIRONMENT = {
@@ -36,49 +23,33 @@ ENVIRONMENT = {
 }
 
 
-def account_of(user: str) -> Account | None:
-    """The ids of `user` where this process is root, else None (servers then run as ourselves).
+def spawn(
+    command: Sequence[str], account: Account | None, log: Path, host: Host = LOCAL
+) -> subprocess.Popen[bytes]:
+    """Start `command` on `host` as `account` in a session of its own, its output appended to `log`.
 
-    Raises LabError for an unknown user, and for root: PostgreSQL refuses to run as root.
+    It works in the log's directory: by that the janitor knows it. Its own session keeps a
+    terminal's Ctrl-C from it: we alone end it. Raises LabError.
     """
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise LabError(f"there is no user '{user}' to run a server as; name another") from None
-    if entry.pw_uid == 0:
-        raise LabError("PostgreSQL refuses to run as root; name an unprivileged user")
-    return Account(entry.pw_uid, entry.pw_gid)
-
-
-def own(path: Path, account: Account | None) -> None:
-    """Give a path that we made to `account`."""
-    if account is not None:
-        os.chown(path, account.uid, account.gid)
-
-
-def spawn(command: Sequence[str], account: Account | None, log: Path) -> subprocess.Popen[bytes]:
-    """Start `command` as `account` in a session of its own, its output appended to `log`.
-
-    Its own session keeps a terminal's Ctrl-C from it: we alone end it. Raises LabError.
-    """
+    whole = host.command(list(command), account)
+    if host.switches_user:
+        account = None
     with open(log, "ab") as output:
         try:
             return subprocess.Popen(
-                command,
+                whole,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=ENVIRONMENT,
-                cwd="/",
+                cwd=log.parent,
                 start_new_session=True,
                 user=None if account is None else account.uid,
                 group=None if account is None else account.gid,
                 extra_groups=None if account is None else [],
             )
         except OSError as error:
-            raise LabError(f"{command[0]} cannot be started: {error.strerror}") from None
+            raise LabError(f"{whole[0]} cannot be started: {error.strerror}") from None
 
 
 def run_to_end(command: Sequence[str], account: Account | None, log: Path, seconds: float) -> None:
@@ -118,35 +89,6 @@ def end(process: subprocess.Popen[bytes], number: signal.Signals, seconds: float
             process.kill()
             process.wait()
     return True
-
-
-def running_in(directory: Path) -> list[int]:
-    """The pids of processes whose working directory is `directory` (as far as we may read it).
-
-    Every PostgreSQL process works in its data directory; ours are fresh, so they name our own.
-    """
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{entry}/cwd") == str(directory):
-                    found.append(int(entry))
-    return found
-
-
-def kill_all_in(directory: Path, seconds: float = 5.0) -> None:
-    """Kill every process that works in `directory`, a fresh one of ours, and wait for their end.
-
-    Raises LabError where one is still there after `seconds`.
-    """
-    end_of_wait = time.monotonic() + seconds
-    while pids := running_in(directory):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if time.monotonic() > end_of_wait:
-            raise LabError(f"processes {pids} of {directory} do not end, even when killed")
-        time.sleep(0.01)
 
 
 def free_port(host: str = "127.0.0.1") -> int:

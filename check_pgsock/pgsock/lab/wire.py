@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Optional
 
-from check_pgsock.pgsock.lab.processes import LabError
+from check_pgsock.pgsock.lab.errors import LabError
 
 Row = tuple[Optional[str], ...]
 

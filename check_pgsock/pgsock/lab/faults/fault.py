@@ -1,0 +1,166 @@
+"""What every fault is: a named thing with a size and a speed that can be started and stopped."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+from check_pgsock.errors import UsageError
+from check_pgsock.pgsock.lab.errors import LabError
+from check_pgsock.pgsock.lab.lab import Lab
+
+POSTGRESQL, PGBOUNCER = "postgresql", "pgbouncer"
+
+
+class Stopped(LabError):
+    """The fault is to stop before it was wholly there."""
+
+
+class Wanted(NamedTuple):
+    """What a user asks for; None and "" stand for the fault's own default.
+
+    `size` is a count, or a percentage ("95%") of the connections that the endpoint can hold;
+    `speed` is per second; `via` names the endpoint.
+    """
+
+    kind: str = ""
+    size: str = ""
+    speed: float | None = None
+    via: str = ""
+
+
+DEFAULT = Wanted()
+
+
+class Fault(abc.ABC):
+    """A fault on one lab; a context manager.
+
+    start() returns when the fault is there: its size is reached, or its speed is held. What puts
+    everything back it gives to `stack` as it goes; end() closes that. All raise LabError. The class
+    says what it takes: `kinds` (the first is the default), `size` and `speed` with their defaults
+    ("" and 0: takes none) and units, `vias` (the endpoints it can be made on) and what it `needs`.
+    Its docstring's first line is its help.
+    """
+
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]] = ("",)
+    size: ClassVar[str] = ""
+    size_unit: ClassVar[str] = "sessions"
+    speed: ClassVar[float] = 0.0
+    speed_unit: ClassVar[str] = "connections/s"
+    vias: ClassVar[tuple[str, ...]] = (POSTGRESQL,)
+    needs_pgbouncer: ClassVar[bool] = False
+    needs_two_hosts: ClassVar[bool] = False
+
+    def __init__(self, lab: Lab, wanted: Wanted = DEFAULT) -> None:
+        """Raises UsageError where `wanted` is not what this fault takes, or the lab lacks what
+        it needs.
+        """
+        self.lab = lab
+        self.kind = _one_of(self, "kind", wanted.kind, self.kinds)
+        self.via = _one_of(self, "endpoint", wanted.via, self.vias)
+        self.count = self._parse_size(wanted.size)
+        self.rate = self._parse_speed(wanted.speed)
+        self.ending = threading.Event()
+        self.stack = contextlib.ExitStack()
+        self._background: list[threading.Thread] = []
+        self._failures: list[str] = []
+        if (self.needs_pgbouncer or self.via == PGBOUNCER) and not lab.pooled:
+            raise UsageError(f"{self.name} needs PgBouncer, which this lab has not")
+        if self.needs_two_hosts and lab.client_host is lab.server_host:
+            raise UsageError(f"{self.name} needs a lab on two hosts (--two-hosts, as root)")
+
+    @abc.abstractmethod
+    def start(self) -> None:
+        """Make the fault; return when it is there."""
+
+    def describe(self) -> str:
+        """What is made, in a few words: `orphan: 8 sessions`."""
+        parts = [f"{self.count} {self.size_unit}"] if self.size else []
+        parts += [f"{self.rate:g} {self.speed_unit}"] if self.rate else []
+        kind = f" {self.kind}" if self.kind else ""
+        via = f" via {self.via}" if self.via != POSTGRESQL else ""
+        return f"{self.name}{kind}{via}: {', '.join(parts)}" if parts else f"{self.name}{kind}{via}"
+
+    def __enter__(self) -> Fault:
+        try:
+            self.start()
+        except BaseException:
+            self.end()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Stop the fault, also while it starts; raises LabError when its load failed meanwhile."""
+        self.ending.set()
+        for thread in self._background:
+            thread.join()
+        self.stack.close()
+        if self._failures:
+            raise LabError(f"{self.name} stopped by itself: {self._failures[0]}")
+
+    def pause(self, seconds: float) -> None:
+        """Wait; raises Stopped as soon as the fault is to end."""
+        if self.ending.wait(seconds):
+            raise Stopped(f"{self.name} was stopped while it started")
+
+    def in_background(self, work: Callable[[], None]) -> None:
+        """Run `work` in a thread until it returns; it is to do so soon after `ending` is set.
+
+        When it raises LabError or OSError, end() tells.
+        """
+
+        def run() -> None:
+            try:
+                work()
+            except Stopped:
+                pass
+            except (LabError, OSError) as error:
+                self._failures.append(str(error))
+
+        thread = threading.Thread(target=run, name=self.name)
+        self._background.append(thread)
+        thread.start()
+
+    def _capacity(self) -> int:
+        """The connections that the endpoint can hold."""
+        if self.via == PGBOUNCER:
+            return int(self.lab.pgbouncer.settings["max_client_conn"])
+        return self.lab.slots
+
+    def _parse_size(self, text: str) -> int:
+        if text and not self.size:
+            raise UsageError(f"{self.name} has no size")
+        text = text or self.size
+        if not text:
+            return 0
+        digits = text.removesuffix("%")
+        if not digits.isdecimal() or int(digits) == 0:
+            raise UsageError(f"'{text}' is no size: a count, or a percentage of the limit")
+        if digits == text:
+            return int(digits)
+        return max(self._capacity() * int(digits) // 100, 1)
+
+    def _parse_speed(self, speed: float | None) -> float:
+        if speed is None:
+            return self.speed
+        if not self.speed:
+            raise UsageError(f"{self.name} has no speed")
+        if not 0 < speed <= 10_000:
+            raise UsageError(f"{speed:g} is no speed: above 0, at most 10000 per second")
+        return speed
+
+
+def _one_of(fault: Fault, what: str, given: str, allowed: tuple[str, ...]) -> str:
+    if not given:
+        return allowed[0]
+    if given not in allowed:
+        choices = ", ".join(filter(None, allowed)) or "none"
+        raise UsageError(f"{fault.name} knows no {what} '{given}' (of: {choices})")
+    return given

@@ -1,0 +1,87 @@
+"""Faults that are sessions held open: by many clients, by one process, idle or in a transaction."""
+
+from __future__ import annotations
+
+import time
+
+from check_pgsock.pgsock.lab.application import Application
+from check_pgsock.pgsock.lab.client_process import ClientProcess
+from check_pgsock.pgsock.lab.faults.fault import PGBOUNCER, POSTGRESQL, Fault
+from check_pgsock.pgsock.lab.wire import WireError
+
+_BOTH = (POSTGRESQL, PGBOUNCER)
+
+
+class Healthy(Fault):
+    """An application at work, directly and through PgBouncer: no check has anything to say."""
+
+    name = "healthy"
+    size = "4"
+    size_unit = "sessions each way"
+
+    def start(self) -> None:
+        vias = _BOTH if self.lab.pooled else (POSTGRESQL,)
+        self.stack.enter_context(Application(self.lab, self.count, vias))
+
+
+class Saturate(Fault):
+    """Idle sessions until there are so many in all, those of others included."""
+
+    name = "saturate"
+    size = "95%"
+    vias = _BOTH
+
+    def start(self) -> None:
+        for _ in range(self.count - self.lab.established(self.via)):
+            self.stack.enter_context(self.lab.connect(self.via))
+            self.pause(0)
+
+
+class Ramp(Fault):
+    """Sessions that rise at a speed until one is refused, and fall at that speed when stopped."""
+
+    name = "ramp"
+    speed = 20.0
+    vias = _BOTH
+
+    def start(self) -> None:
+        while self._rise():
+            self.pause(1 / self.rate)
+
+    def _rise(self) -> bool:
+        try:
+            session = self.lab.connect(self.via)
+        except WireError as error:
+            # errcodes.txt: too_many_connections; PgBouncer 1.18 uses a class of its own.
+            if error.sqlstate == "53300" or "max_client_conn" in error.message:
+                return False
+            raise
+        self.stack.callback(time.sleep, 1 / self.rate)
+        self.stack.enter_context(session)
+        return True
+
+
+class Leak(Fault):
+    """Sessions that nobody uses any more, with or without an open transaction."""
+
+    name = "leak"
+    kinds = ("idle", "idle-in-transaction")
+    size = "10"
+    vias = _BOTH
+
+    def start(self) -> None:
+        for _ in range(self.count):
+            session = self.stack.enter_context(self.lab.connect(self.via))
+            session.query("select 1" if self.kind == "idle" else "begin; select 1")
+            self.pause(0)
+
+
+class Hoard(Fault):
+    """One process that holds many sessions."""
+
+    name = "hoard"
+    size = "30"
+    vias = _BOTH
+
+    def start(self) -> None:
+        self.stack.enter_context(ClientProcess(self.lab, self.count, via=self.via))

@@ -1,0 +1,107 @@
+"""The home of throw-away servers: a directory that outlives neither its process nor a SIGKILL."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from check_pgsock.pgsock.lab import janitor
+from check_pgsock.pgsock.lab.directories import base_candidates, base_directory
+from check_pgsock.pgsock.lab.errors import LabError
+
+# Seconds for which a home without its process is left alone: it may be just made.
+_NEW = 60.0
+
+
+class Home:
+    """A context manager: a new directory (0755) below a base that every user can traverse.
+
+    What works in it is killed, and it is removed, on exit; a janitor process does so when this
+    process is killed. `name` is what follows `prefix`. Raises LabError where there is no such base.
+    """
+
+    def __init__(self, prefix: str = "pgsock-home-") -> None:
+        self.name = secrets.token_hex(4)
+        self.path = base_directory(executable=True) / f"{prefix}{self.name}"
+        self._janitor: subprocess.Popen[bytes] | None = None
+        self._lock = -1
+
+    def __enter__(self) -> Home:
+        # The janitor is there before the directory is: at no moment is there one without him.
+        self._janitor = subprocess.Popen(
+            [sys.executable, "-I", "-S", janitor.__file__, str(self.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+        try:
+            self.path.mkdir(mode=0o755)
+            self.path.chmod(0o755)
+            self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        assert self._janitor is not None
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.close()
+        try:
+            self._janitor.wait(60)
+        except subprocess.TimeoutExpired:
+            self._janitor.kill()
+            self._janitor.wait()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+        if self.path.exists():
+            # The janitor was killed, or failed.
+            try:
+                janitor.clear(self.path)
+            except OSError as error:
+                raise LabError(f"{self.path} cannot be removed: {error.strerror}") from None
+
+
+def homes(prefix: str) -> list[Path]:
+    """The homes of this user below the base directories whose name begins with `prefix`."""
+    found = []
+    for base in base_candidates():
+        for path in sorted(base.glob(f"{prefix}*")):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                    found.append(path)
+    return found
+
+
+def sweep(prefix: str) -> None:
+    """Clear the homes whose process and janitor were both killed; all others stay."""
+    for path in homes(prefix):
+        with contextlib.suppress(OSError), _opened(path) as descriptor:
+            if time.time() - path.stat().st_ctime > _NEW:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                janitor.clear(path)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -4,21 +4,24 @@ PYTHON ?= python3
 ARGS ?=
 
 metadata := setup.cfg pyproject.toml Makefile
-sources := $(shell find check_pgsock -name '*.py' -o -name '*.sql')
+proofs := .proofs.jsonl
+sources := $(shell find check_pgsock -name '*.py' -o -name '*.sql' -o -name '*.txt')
 
 .PHONY: demo test prove lint clean
 
 # A real PostgreSQL, load on it, and what the checks say: under a minute after the downloads.
 demo: .venv-demo/installed
-	@.venv-demo/bin/python -I -m check_pgsock.pgsock.lab.demo $(ARGS)
+	@.venv-demo/bin/pgsock lab drill --short $(ARGS)
 
 test: .venv-test/installed
 	@.venv-test/bin/python -m pytest -m 'not prove' $(ARGS)
 
-# Full sizes and counts, and the speed goals as a table (as root): minutes, not seconds.
-prove: .venv-test/installed
-	@.venv-test/bin/python -m pytest -m prove $(ARGS)
-	@.venv-test/bin/python -m bench.checks
+# Full sizes and counts, on PostgreSQL 14 to 18 (from npm), and the speed goals; as root. It ends
+# with a table. What passed is not run again on the same tree, but with FRESH=1.
+prove: .venv-test/installed .postgresql/installed
+	@$(if $(FRESH),rm -f $(proofs))
+	@PGSOCK_TEST_PG_BINS="$${PGSOCK_TEST_PG_BINS:+$$PGSOCK_TEST_PG_BINS:}$$(cat .postgresql/installed)" \
+		.venv-test/bin/python -m pytest -m prove --proofs $(proofs) $(ARGS)
 
 lint: .venv-lint/installed
 	.venv-lint/bin/ruff check
@@ -26,6 +29,7 @@ lint: .venv-lint/installed
 
 clean:
 	rm -rf .venv-demo .venv-test .venv-lint build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .postgresql $(proofs)
 
 # Installed as a user installs it: the demo runs what the package holds, not this tree.
 .venv-demo/installed: $(metadata) $(sources)
@@ -40,6 +44,9 @@ clean:
 	.venv-test/bin/pip install --quiet --disable-pip-version-check \
 		--config-settings editable_mode=compat -e '.[test,binary,lab]'
 	@touch $@
+
+.postgresql/installed: tests/postgres_majors.py | .venv-test/installed
+	@.venv-test/bin/python -m tests.postgres_majors $(@D)
 
 .venv-lint/installed: $(metadata)
 	$(PYTHON) -m venv .venv-lint

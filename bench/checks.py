@@ -1,13 +1,16 @@
 """Compare check_pgsock_saturation with the smallest nagiosplugin check, ss and its peers.
 
-`python -m bench.checks [PAIRS]`, as root: it makes a network namespace of its own for 100,000
-sockets, and starts a throw-away PostgreSQL. What is not installed is named and left out.
+`python -m bench.checks [--json] [PAIRS]`, as root: it makes a network namespace of its own for
+100,000 sockets, and starts a throw-away PostgreSQL. What is not installed is left out, by name. The
+exit code is 1 where a goal is missed. `make prove` takes it into its table.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
+import json
 import os
 import resource
 import shutil
@@ -17,9 +20,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.harness import Comparison, compare, run_once
 from check_pgsock.pgsock.lab.binaries import embedded
+from check_pgsock.pgsock.lab.home import Home
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,6 +42,15 @@ GOALS = {
 PEAK_GOAL = 25.0
 
 
+class Measurement(NamedTuple):
+    """What was measured, its numbers, the goal ("" without one), and whether that is met."""
+
+    what: str
+    measured: str
+    goal: str
+    met: bool
+
+
 def check(name: str, *arguments: str) -> list[str]:
     """The command line of a check, from this tree."""
     code = START.format(f"check_pgsock_{name}", name)
@@ -48,23 +62,22 @@ def environment() -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
 
 
-def against_peers(pairs: int) -> Iterator[Comparison]:
+def against_peers(pairs: int, directory: Path) -> Iterator[Measurement]:
     """Compare with a listener and 100 connections."""
     env = environment()
     settings = {"max_connections": 200}
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(
-            PostgresServer(stack.enter_context(embedded()), settings=settings)
-        )
+        binaries = stack.enter_context(embedded(parent=directory))
+        server = stack.enter_context(PostgresServer(binaries, settings=settings, parent=directory))
         for _ in range(100):
             stack.enter_context(server.connect())
         port = str(server.port)
         ours = check("saturation", "-p", port, "--limit", "197")
         auto = check("saturation", "-p", port)
         smallest = [PYTHON, str(ROOT / "bench" / "smallest.py")]
-        yield compare("smallest nagiosplugin check", ours, smallest, env, pairs)
-        yield compare("smallest nagiosplugin check (ours with --limit auto)", auto, smallest, env,
-                      pairs)  # fmt: skip
+        yield judged(compare("smallest nagiosplugin check", ours, smallest, env, pairs))
+        name = "smallest nagiosplugin check (ours with --limit auto)"
+        yield judged(compare(name, auto, smallest, env, pairs))
         client = ["-h", "127.0.0.1", "-p", port, "-U", "postgres"]
         peers = {
             "check_postgres --action=backends": [
@@ -78,9 +91,9 @@ def against_peers(pairs: int) -> Iterator[Comparison]:
         }  # fmt: skip
         for name, command in peers.items():
             if shutil.which(command[0]) is None:
-                print(f"left out, not installed: {command[0]}")
+                yield Measurement(_against(name), "left out: it is not installed", "", True)
                 continue
-            yield compare(name, ours, command, env, max(pairs // 2, 3))
+            yield judged(compare(name, ours, command, env, max(pairs // 2, 3)))
 
 
 @contextlib.contextmanager
@@ -129,29 +142,37 @@ def _hold(listener: socket.socket, address: str, count: int) -> tuple[int, int]:
     os._exit(0)
 
 
-def against_ss(pairs: int, count: int = SOCKETS) -> Iterator[tuple[Comparison, float]]:
-    """Compare in a crowded namespace; with the peak memory of ours in MiB."""
+def against_ss(pairs: int, count: int = SOCKETS) -> Iterator[Measurement]:
+    """Compare in a crowded namespace, and measure the peak memory of ours."""
     env = environment()
     with crowd(count) as port:
         for source in ("netlink", "procfs"):
             ours = check("saturation", "-p", str(port), "--limit", "1000000", "--source", source)
             peak = run_once(ours, env).peak
-            name = "ss -Htan" if source == "netlink" else "ss -Htan (ours with --source procfs)"
-            yield compare(name, ours, ["ss", "-Htan"], env, pairs), peak
+            note = "" if source == "netlink" else " (ours with --source procfs)"
+            yield judged(compare(f"ss -Htan{note}", ours, ["ss", "-Htan"], env, pairs))
+            yield Measurement(
+                f"peak memory with {count} sockets{note}",
+                f"{peak:.1f} MiB",
+                f"<= {PEAK_GOAL:g} MiB",
+                peak <= PEAK_GOAL,
+            )
 
 
-def show(one: Comparison, goal: float | None) -> None:
-    """Print one row."""
-    verdict = "" if goal is None else f"  goal {goal:g}: {_met(one.wall_ratio, goal)}"
-    print(
-        f"{one.name:<52} wall {one.first.wall * 1000:7.1f} / {one.second.wall * 1000:7.1f} ms = "
-        f"{one.wall_ratio:5.2f}   cpu {one.cpu_ratio:5.2f}{verdict}",
-        flush=True,
+def judged(one: Comparison) -> Measurement:
+    """A comparison and its goal."""
+    goal = GOALS.get(one.name)
+    return Measurement(
+        _against(one.name),
+        f"{one.wall_ratio:.2f} ({one.first.wall * 1000:.1f} / {one.second.wall * 1000:.1f} ms), "
+        f"processor {one.cpu_ratio:.2f}",
+        "" if goal is None else f"<= {goal:.2f}",
+        goal is None or one.wall_ratio <= goal,
     )
 
 
-def _met(value: float, goal: float) -> str:
-    return "met" if value <= goal else "MISSED"
+def _against(name: str) -> str:
+    return f"time against {name}"
 
 
 def imported(arguments: Sequence[str]) -> list[str]:
@@ -173,19 +194,45 @@ def imported(arguments: Sequence[str]) -> list[str]:
     return done.stdout.splitlines()[-1].split()
 
 
-def main() -> None:
-    """Run everything and print the table."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    print(f"{pairs} pairs each; ours / the other; {os.uname().release}, {os.cpu_count()} cores")
-    for one in against_peers(pairs):
-        show(one, GOALS.get(one.name))
+def unneeded() -> Measurement:
+    """What a run of saturation imports without need."""
     moment = ["--proc-root", str(ROOT / "tests" / "data" / "moment"), "--limit", "9"]
-    print(f"imported without need: {' '.join(imported(moment)) or 'nothing'}")
-    for one, peak in against_ss(max(pairs // 2, 3)):
-        show(one, GOALS.get(one.name))
-        met = _met(peak, PEAK_GOAL)
-        print(f"{'peak memory of ours':<52} {peak:.1f} MiB  goal {PEAK_GOAL:g}: {met}")
+    found = imported(moment)
+    return Measurement("imported without need", " ".join(found) or "nothing", "nothing", not found)
+
+
+def measure(pairs: int) -> Iterator[Measurement]:
+    """Measure everything."""
+    with Home("pgsock-bench-") as home:
+        # What it forks works there, too: a janitor ends it when this process is killed.
+        os.chdir(home.path)
+        try:
+            yield from against_peers(pairs, home.path)
+            yield unneeded()
+            yield from against_ss(max(pairs // 2, 3))
+        finally:
+            os.chdir("/")
+
+
+def main() -> int:
+    """Measure and print line by line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("pairs", nargs="?", type=int, default=15, help="default: 15")
+    options = parser.parse_args()
+    if not options.json:
+        print(f"{options.pairs} pairs each, ours / the other; {os.uname().release}, "
+              f"{os.cpu_count()} cores")  # fmt: skip
+    code = 0
+    for one in measure(options.pairs):
+        if options.json:
+            print(json.dumps(one._asdict()), flush=True)
+        else:
+            verdict = f"  goal {one.goal}: {'met' if one.met else 'MISSED'}" if one.goal else ""
+            print(f"{one.what:<66} {one.measured}{verdict}", flush=True)
+        code |= not one.met
+    return code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,21 +1,58 @@
-"""Fixtures of the functional tests: real servers, and the sessions on them."""
+"""Fixtures of the functional tests: real servers, labs and hosts, and the sessions on them.
+
+A test that takes `lab`, `two_host_lab` or `every_major` runs on every PostgreSQL: with `make test`
+on 15 and 18, with `make prove` on 14 to 18, where it needs no mark of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, Union
 
 import pytest
 
-from check_pgsock.pgsock.lab.binaries import Binaries, embedded, installed
+from check_pgsock.pgsock.lab.binaries import Binaries, embedded, unpacked
+from check_pgsock.pgsock.lab.directories import fresh_directory
+from check_pgsock.pgsock.lab.hosts import NamespaceHost
+from check_pgsock.pgsock.lab.lab import Lab
+from check_pgsock.pgsock.lab.namespaces import two_hosts as make_two_hosts
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session
-from tests import support
+from tests import proving, support
+from tests.proving import Proof, Row
 
 MAX_CONNECTIONS = 20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that `make prove` gives."""
+    parser.addoption(
+        "--proofs",
+        type=Path,
+        metavar="FILE",
+        help="keep results by the state of the tree, run only what has not passed on it, and end "
+        "with a table",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep proofs where they are asked for."""
+    path = config.getoption("--proofs")
+    if path is not None:
+        servers = os.environ.get("PGSOCK_TEST_PG_BINS", "")
+        circumstances = (platform.python_version(), servers)
+        config.pluginmanager.register(proving.Plugin(path, support.ROOT, *circumstances))
+
+
+def pytest_sessionstart() -> None:
+    """Make the directory that holds everything temporary, and outlives no test session."""
+    support.enter_home()
 
 
 def pytest_report_header() -> str:
@@ -24,25 +61,45 @@ def pytest_report_header() -> str:
 
 
 def pytest_unconfigure() -> None:
-    """Remove what the helpers made."""
+    """Remove what was made for all tests."""
     support.clean_up()
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for `every_major` on those of this tier."""
+    if "every_major" in metafunc.fixturenames:
+        proves = metafunc.config.getoption("markexpr").strip() == "prove"
+        metafunc.parametrize(
+            "every_major",
+            [
+                pytest.param(major, id=f"pg{major}", marks=_marks(major, proves))
+                for major in support.ALL_MAJORS
+            ],
+            indirect=True,
+            scope="session",
+        )
+
+
+def _marks(major: int, proves: bool) -> tuple[pytest.MarkDecorator, ...]:
+    # One tier deselects what the other takes: 15 and 18 are in both.
+    return (pytest.mark.prove,) if proves or major not in support.SOME_MAJORS else ()
+
+
 class Installations:
-    """PostgreSQL binaries by major version; the embedded ones are copied once."""
+    """PostgreSQL binaries by major version; those that must be copied are, once."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
-        self._copies: dict[int, Binaries] = {}
+        self._found: dict[int, Binaries] = {}
 
     def get(self, major: int) -> Binaries:
         """The binaries of this major; skips the test where this machine has none."""
         support.require(f"postgresql-{major}")
-        if major in support.postgres_directories():
-            return installed(support.postgres_directories()[major])
-        if major not in self._copies:
-            self._copies[major] = self._stack.enter_context(embedded(major))
-        return self._copies[major]
+        if major not in self._found:
+            directory = support.postgres_directories().get(major)
+            found = embedded(major) if directory is None else unpacked(directory)
+            self._found[major] = self._stack.enter_context(found)
+        return self._found[major]
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +107,54 @@ def installations() -> Iterator[Installations]:
     """The PostgreSQL installations of this machine."""
     with contextlib.ExitStack() as stack:
         yield Installations(stack)
+
+
+@pytest.fixture(scope="session")
+def every_major(request: pytest.FixtureRequest) -> int:
+    """A PostgreSQL major: each that this tier takes, see pytest_generate_tests."""
+    major = request.param
+    assert isinstance(major, int)
+    return major
+
+
+@pytest.fixture(scope="module")
+def lab(every_major: int, installations: Installations) -> Iterator[Lab]:
+    """A lab on loopback for the tests of a module, on every major; each leaves it as it was."""
+    with Lab(pg_bin=installations.get(every_major).directory) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def two_host_lab(every_major: int, installations: Installations) -> Iterator[Lab]:
+    """A lab with clients and servers on hosts of their own, otherwise as `lab`."""
+    support.require("root")
+    support.require("iproute2")
+    with Lab(pg_bin=installations.get(every_major).directory, on_two_hosts=True) as running:
+        yield running
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[NamespaceHost, NamespaceHost]]:
+    """Two hosts that reach each other, 192.0.2.1 and 192.0.2.2, without anything on them."""
+    support.require("root")
+    support.require("iproute2")
+    with fresh_directory("pgsock-hosts-") as directory, make_two_hosts(directory) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def proof(request: pytest.FixtureRequest) -> Iterator[Proof]:
+    """Say what was proven, for the table of `make prove`: see tests.proving."""
+    missed = []
+
+    def prove(what: str, measured: str, *, goal: str = "", met: bool = True) -> None:
+        request.node.user_properties.append(("proof", Row(what, measured, goal, met)))
+        if not met:
+            missed.append(f"{what}: {measured}, the goal is {goal}")
+
+    yield prove
+    if missed:
+        pytest.fail("; ".join(missed), pytrace=False)
 
 
 class Servers:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,13 +20,36 @@ import pytest
 from check_pgsock.pgsock.lab import accounts, binaries, pgbouncer
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.errors import LabError
+from check_pgsock.pgsock.lab.home import Home, sweep
+from check_pgsock.pgsock.lab.hosts import LOCAL, Host
 
 ROOT = Path(__file__).resolve().parent.parent
 # The distribution's own Python: the one that an unprivileged user can always run.
 SYSTEM_PYTHON = "/usr/bin/python3"
 PYTHONS = ("3.9", "3.11", "3.13")
+# `make test` takes the distribution's and the newest; `make prove` all.
+SOME_MAJORS = (15, 18)
+ALL_MAJORS = (14, 15, 16, 17, 18)
+HOME_PREFIX = "pgsock-test-"
 
 _cleanup = contextlib.ExitStack()
+
+
+def enter_home() -> None:
+    """Let everything temporary of this process and its children lie in a directory that is
+    removed when this process ends, with what works in it, also after SIGKILL.
+    """
+    sweep(HOME_PREFIX)
+    home = _cleanup.enter_context(Home(HOME_PREFIX))
+    patch = _cleanup.enter_context(pytest.MonkeyPatch.context())
+    patch.setenv("TMPDIR", str(home.path))
+    patch.setattr(tempfile, "tempdir", str(home.path))
+
+
+def clean_up() -> None:
+    """Remove what was made for the whole session; called when it ends."""
+    readable_tree.cache_clear()
+    _cleanup.close()
 
 
 class Completed(NamedTuple):
@@ -65,11 +89,13 @@ def run(
     timeout: float = 30,
     env: Mapping[str, str] | None = None,
     python: str | None = None,
+    on: Host = LOCAL,
 ) -> Completed:
     """Run a check to its end, as `user` where we are root, and return all it left.
 
     As another user it is the system's Python (or `python`) with a copy of the sources that user
-    can read; we need not be root: then we are unprivileged already. `timeout` in seconds.
+    can read; we need not be root: then we are unprivileged already. `timeout` in seconds. It works
+    where the janitor of this session finds it.
     """
     account = None if user is None else accounts.account_of(user)
     if account is None:
@@ -80,6 +106,9 @@ def run(
         if python is None:
             require("system-python")
         argv, tree = command(check, *args, python=python or SYSTEM_PYTHON), readable_tree()
+    argv = on.command(argv, account)
+    if on.switches_user:
+        account = None
     done = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
@@ -87,7 +116,8 @@ def run(
         text=True,
         timeout=timeout,
         env=environment(tree, env),
-        cwd="/",
+        cwd=tempfile.gettempdir(),
+        start_new_session=True,
         user=None if account is None else account.uid,
         group=None if account is None else account.gid,
         extra_groups=None if account is None else [],
@@ -109,12 +139,6 @@ def readable_tree() -> Path:
     compile_all = [SYSTEM_PYTHON, "-m", "compileall", "-q", str(tree)]
     subprocess.run(compile_all, check=False, stdout=subprocess.DEVNULL)
     return tree
-
-
-def clean_up() -> None:
-    """Remove what this module made; called when the test session ends."""
-    readable_tree.cache_clear()
-    _cleanup.close()
 
 
 @functools.cache
@@ -139,7 +163,7 @@ def postgres_directories() -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in [*named, *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]:
         with contextlib.suppress(LabError):
-            found.setdefault(binaries.installed(path).major, path)
+            found.setdefault(binaries.major_of(path), path)
     return found
 
 

@@ -362,7 +362,7 @@ def test_a_client_port_shared_by_two_servers_proves_nothing(
         two.bind(one.getsockname())
         one.connect(("127.0.0.1", server.port))
         session = Session(one)
-        session._send_startup({"user": "postgres", "database": "postgres"})
+        session.send_startup({"user": "postgres", "database": "postgres"})
         session.wait_ready()
         two.connect(("127.0.0.1", pooler.port))
         two.sendall(b"\0")

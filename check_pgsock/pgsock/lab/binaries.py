@@ -48,6 +48,21 @@ def installed(directory: str | Path) -> Binaries:
     return Binaries(path, _major(path))
 
 
+def major_of(directory: str | Path) -> int:
+    """The major version of the bin directory `directory`, read from its server: one out of an
+    archive without links does not run. Raises LabError where there is none.
+    """
+    try:
+        program = (Path(directory) / "postgres").read_bytes()
+    except OSError as error:
+        raise LabError(f"there is no postgres in {directory}: {error.strerror}") from None
+    # PG_BACKEND_VERSIONSTR in src/include/port.h
+    match = re.search(rb"postgres \(PostgreSQL\) (\d+)", program)
+    if match is None:
+        raise LabError(f"the postgres in {directory} names no version")
+    return int(match[1])
+
+
 @contextlib.contextmanager
 def unpacked(directory: str | Path, parent: Path | None = None) -> Iterator[Binaries]:
     """The installation of the bin directory `directory`: in place where servers can run from it,
@@ -58,22 +73,16 @@ def unpacked(directory: str | Path, parent: Path | None = None) -> Iterator[Bina
     bin, lib and share beside each other. Raises LabError as installed() does.
     """
     source = Path(directory).absolute().parent
+    if not os.access(source / Path(directory).name / "initdb", os.X_OK):
+        raise _no_installation(Path(directory))
     links = source / "pg-symlinks.json"
     if not links.exists() and (os.geteuid() != 0 or traversable(Path(directory).resolve())):
         yield installed(directory)
         return
-    if not (source / "bin" / "initdb").exists():
-        raise _no_installation(Path(directory))
     with fresh_directory("pgsock-binaries-", executable=True, parent=parent) as target:
         _copy(source, target)
         if links.exists():
-            # The names in it begin with the name of the directory it lies in.
-            for link in json.loads(links.read_text(encoding="utf-8")):
-                original, name = (
-                    target.joinpath(*Path(link[key]).parts[1:]) for key in ("source", "target")
-                )
-                if original.parent == name.parent and original.exists() and not name.exists():
-                    name.symlink_to(original.name)
+            _make_links(json.loads(links.read_text(encoding="utf-8")), target)
         _open_copy(target)
         yield installed(target / "bin")
 
@@ -144,6 +153,16 @@ def _no_installation(path: Path) -> LabError:
 def _copy(source: Path, target: Path) -> None:
     for part in ("bin", "lib", "share"):
         shutil.copytree(source / part, target / part, symlinks=True, ignore=_UNNEEDED)
+
+
+def _make_links(links: list[dict[str, str]], target: Path) -> None:
+    for link in links:
+        # The names begin with the name of the directory that the list lies in.
+        original, name = (Path(*Path(link[key]).parts[1:]) for key in ("source", "target"))
+        if original.parent != name.parent or ".." in name.parts:
+            raise LabError(f"the link {link['target']} leads elsewhere, to {link['source']}")
+        if (target / original).exists() and not (target / name).exists():
+            (target / name).symlink_to(original.name)
 
 
 def _major(directory: Path) -> int:

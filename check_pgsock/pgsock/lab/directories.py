@@ -28,7 +28,10 @@ def fresh_directory(
         path.chmod(0o755)
         yield path
     finally:
-        shutil.rmtree(path)
+        # A janitor may be at it, too.
+        while os.path.lexists(path):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path)
 
 
 def traversable(path: Path) -> bool:
@@ -59,5 +62,6 @@ def base_directory(executable: bool) -> Path:
 
 def base_candidates() -> list[Path]:
     """Where directories for temporary files may lie, the preferred one first."""
-    names = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
-    return list(dict.fromkeys(Path(name).resolve() for name in names))
+    # tempfile.gettempdir() would make a file to try one, which SIGKILL may leave.
+    names = (tempfile.tempdir, os.environ.get("TMPDIR"), "/tmp", "/var/tmp", "/dev/shm")
+    return list(dict.fromkeys(Path(name).resolve() for name in names if name))

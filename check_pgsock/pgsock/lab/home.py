@@ -19,13 +19,17 @@ from check_pgsock.pgsock.lab.errors import LabError
 
 # Seconds for which a home without its process is left alone: it may be just made.
 _NEW = 60.0
+# Seconds that a janitor may take to clear a home, and to clear one that others left.
+_PATIENCE = 60.0
+_PATIENCE_WITH_OTHERS = 5.0
 
 
 class Home:
     """A context manager: a new directory (0755) below a base that every user can traverse.
 
     What works in it is killed, and it is removed, on exit; a janitor process does so when this
-    process is killed. `name` is what follows `prefix`. Raises LabError where there is no such base.
+    process ends otherwise, also when it is killed. `name` is what follows `prefix`. Raises
+    LabError where there is no such base.
     """
 
     def __init__(self, prefix: str = "pgsock-home-") -> None:
@@ -37,14 +41,18 @@ class Home:
     def __enter__(self) -> Home:
         # The janitor is there before the directory is: at no moment is there one without him.
         self._janitor = subprocess.Popen(
-            [sys.executable, "-I", "-S", janitor.__file__, str(self.path)],
+            [sys.executable, "-I", "-S", janitor.__file__, str(self.path), str(os.getpid())],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
         )
         try:
+            assert self._janitor.stdout is not None
+            with self._janitor.stdout as answer:
+                if answer.read(1) != janitor.READY:
+                    raise LabError(f"{sys.executable} does not run {janitor.__file__}")
             self.path.mkdir(mode=0o755)
             self.path.chmod(0o755)
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -59,17 +67,15 @@ class Home:
 
     def _leave(self) -> None:
         assert self._janitor is not None
-        assert self._janitor.stdin is not None
-        self._janitor.stdin.close()
         try:
-            self._janitor.wait(60)
+            self._janitor.communicate(b"\n", timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             self._janitor.kill()
-            self._janitor.wait()
+            self._janitor.communicate()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-        if self.path.exists():
+        if os.path.lexists(self.path):
             # The janitor was killed, or failed.
             try:
                 janitor.clear(self.path)
@@ -90,12 +96,15 @@ def homes(prefix: str) -> list[Path]:
 
 
 def sweep(prefix: str) -> None:
-    """Clear the homes whose process and janitor were both killed; all others stay."""
+    """Clear the homes whose process and janitor were both killed; all others stay, and what
+    cannot be removed.
+    """
     for path in homes(prefix):
         with contextlib.suppress(OSError), _opened(path) as descriptor:
-            if time.time() - path.stat().st_ctime > _NEW:
+            if time.time() - os.fstat(descriptor).st_ctime > _NEW:
+                # Its process holds this lock as long as it lives.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                janitor.clear(path)
+                janitor.clear(path, _PATIENCE_WITH_OTHERS)
 
 
 @contextlib.contextmanager

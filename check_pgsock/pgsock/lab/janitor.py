@@ -1,28 +1,41 @@
 """The janitor: ends every process that works below one directory, and removes the directory.
 
-Run as a program with a lab's directory as its argument, it waits until its standard input ends,
-which is when the lab has ended, however it did: also by SIGKILL. It knows nothing but the
-directory, and imports nothing but the standard library, so that it starts at once.
+Run as a program with a home's directory and its process id as arguments, it waits until that
+process has ended, however it did: also by SIGKILL. It knows nothing but the directory, and
+imports nothing but the standard library, so that it starts at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import select
 import shutil
 import signal
-import subprocess
+import stat
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+# What it says on standard output when no signal but SIGKILL ends it any more.
+READY = b"!"
+# Seconds between two looks at whether our parent is still there: see _wait_for_end().
+_LOOK = 1.0
+_IPC_RMID = 0  # linux/ipc.h
+# src/backend/storage/ipc/dsm_impl.c: the names of POSIX segments.
+_SEGMENTS = "/dev/shm/PostgreSQL."
 
 
 def working_below(directory: Path) -> list[int]:
     """The pids of processes whose working directory is `directory` or lies below it.
 
     Everything that a lab starts works there (PostgreSQL in its data directory), and lab
-    directories are fresh, so these are the lab's own. Processes that we may not look into are
-    not found; a zombie has no working directory.
+    directories are fresh, so these are the lab's own, but for what has a terminal: that is
+    somebody who looks around. Processes that we may not look into are not found; a zombie has no
+    working directory.
     """
     whole, below = str(directory), f"{directory}/"
     found = []
@@ -30,34 +43,57 @@ def working_below(directory: Path) -> list[int]:
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 path = os.readlink(f"/proc/{entry}/cwd").removesuffix(" (deleted)")
-                if path == whole or path.startswith(below):
+                if (path == whole or path.startswith(below)) and not _has_terminal(entry):
                     found.append(int(entry))
     return found
 
 
 def kill_below(directory: Path, seconds: float = 5.0) -> list[int]:
-    """Kill every process that works below `directory`; the pids of those still there at the end."""
+    """Kill every process that works or has a home below `directory`, and remove the POSIX shared
+    memory that it leaves; the pids of those still there at the end.
+
+    initdb's servers use such memory whatever the settings of a lab's. This process and its parent
+    are not killed: they only end their own.
+    """
+    segments: set[str] = set()
+    spared = {os.getpid(), os.getppid()}
     give_up = time.monotonic() + seconds
-    while pids := working_below(directory):
+    while pids := {*working_below(directory), *_at_home_below(directory)} - spared:
         if time.monotonic() > give_up:
-            return pids
+            break
+        # Stopped first, so that what they have is what they leave.
+        _signal(pids, signal.SIGSTOP)
         for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            segments.update(_segments(pid))
+        _signal(pids, signal.SIGKILL)
         time.sleep(0.01)
-    return []
+    for path in segments:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    return sorted(pids)
 
 
-def remove_shared_memory(data_directory: Path) -> None:
-    """Remove the System V segment of a killed postmaster: line 7 of its pid file is key and id
-    (miscadmin.h, LOCK_FILE_LINE_SHMEM_KEY).
+def remove_shared_memory(data_directory: Path, seconds: float = 1.0) -> None:
+    """Remove the System V segment of a killed postmaster, which nobody has attached.
+
+    Its key and id are line 7 of its pid file (miscadmin.h, LOCK_FILE_LINE_SHMEM_KEY). Where it was
+    killed before it wrote them, the key is the inode of the data directory (sysv_shmem.c).
     """
     try:
-        lines = (data_directory / "postmaster.pid").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        lines = (data_directory / "postmaster.pid").read_bytes().splitlines()
+        inode = ctypes.c_int32(data_directory.stat().st_ino).value
+    except OSError:
         return
-    if len(lines) >= 7 and len(words := lines[6].split()) == 2:
-        subprocess.run(["ipcrm", "-m", words[1]], check=False, stderr=subprocess.DEVNULL)
+    written = lines[6].split() if len(lines) >= 7 else []
+    give_up = time.monotonic() + seconds
+    for segment in _system_v_segments():
+        if segment.key == inode or [b"%d" % segment.key, b"%d" % segment.id] == written:
+            # Who reads /proc may keep the memory of an ended process for a moment.
+            while segment.attached and time.monotonic() < give_up:
+                time.sleep(0.01)
+                segment = next((s for s in _system_v_segments() if s.id == segment.id), segment)
+            if not segment.attached:
+                ctypes.CDLL(None).shmctl(segment.id, _IPC_RMID, None)
 
 
 def clear(directory: Path, seconds: float = 30.0) -> None:
@@ -75,21 +111,107 @@ def clear(directory: Path, seconds: float = 30.0) -> None:
         try:
             shutil.rmtree(directory)
         except FileNotFoundError:
-            if not directory.exists():
+            if not os.path.lexists(directory):
                 return
-        except OSError:
+        except OSError as error:
             if time.monotonic() > give_up:
                 raise
+            if isinstance(error, PermissionError):
+                _open_directories(directory)
         # A child that was being started may not have arrived in its directory yet.
         time.sleep(0.05)
 
 
+class _Segment(NamedTuple):
+    key: int
+    id: int
+    attached: int
+
+
+def _system_v_segments() -> Iterator[_Segment]:
+    """The System V shared memory of this machine (ipc/shm.c: key shmid perms size cpid lpid nattch
+    ...).
+    """
+    with contextlib.suppress(OSError), open("/proc/sysvipc/shm", "rb") as stream:
+        for line in stream.readlines()[1:]:
+            words = line.split()
+            yield _Segment(int(words[0]), int(words[1]), int(words[6]))
+
+
+def _segments(pid: int) -> Iterator[str]:
+    """The files of PostgreSQL's POSIX shared memory that a process maps or has open."""
+    names = []
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as stream:
+            # address perms offset dev inode path
+            names += [words[5] for line in stream if len(words := line.rstrip().split(None, 5)) > 5]
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                names.append(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+    for name in names:
+        if name.startswith(_SEGMENTS) and not name.endswith(" (deleted)"):
+            yield name
+
+
+def _at_home_below(directory: Path) -> Iterator[int]:
+    """The pids of processes that have a home below `directory`: the parents of its janitors."""
+    program, below = os.path.basename(__file__).encode(), os.fsencode(f"{directory}/")
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                with open(f"/proc/{entry}/cmdline", "rb") as stream:
+                    words = stream.read().split(b"\0")[:-1]
+                if len(words) > 2 and os.path.basename(words[-3]) == program:
+                    path, parent = words[-2:]
+                    if path.startswith(below) and _status(entry)[1] == parent:
+                        yield int(parent)
+
+
+def _has_terminal(pid: str) -> bool:
+    return _status(pid)[4] != b"0"
+
+
+def _status(pid: str) -> list[bytes]:
+    """The words after the name in parentheses: state ppid pgrp session tty_nr ..."""
+    with open(f"/proc/{pid}/stat", "rb") as stream:
+        return stream.read().rpartition(b")")[2].split()
+
+
+def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+
+
+def _open_directories(directory: Path) -> None:
+    """Make the directories such that an owner who is not root can remove what is in them."""
+    for path, names, _ in os.walk(directory):
+        for name in (".", *names):
+            each = os.path.join(path, name)
+            with contextlib.suppress(OSError):
+                if stat.S_ISDIR(os.lstat(each).st_mode):
+                    os.chmod(each, 0o700)
+
+
+def _wait_for_end(parent: int) -> None:
+    """Wait until a byte of standard input comes, or its end, or until our parent has gone.
+
+    A child that our parent forked, and that runs nothing else, keeps that input from its end.
+    """
+    while os.getppid() == parent:
+        readable, _, _ = select.select([sys.stdin], [], [], _LOOK)
+        if readable:
+            return
+
+
 def main() -> None:
-    """Wait for the end of standard input, then clear the directory of the first argument."""
+    """Wait for the end of the process of the second argument, our parent, then clear the
+    directory of the first.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    while sys.stdin.buffer.read(1):
-        pass
+    os.write(1, READY)
+    _wait_for_end(int(sys.argv[2]))
     clear(Path(sys.argv[1]))
 
 

@@ -143,7 +143,9 @@ class Lab:
         self.postgres.execute(f"create database {DATABASE} owner {APPLICATION}")
 
     def _new_pgbouncer(self, tls: tuple[Path, Path] | None) -> PgBouncerServer:
-        settings: dict[str, str | int] = {"server_idle_timeout": 0}
+        # With its defaults it would keep a fault's connections for 10 min, and after one failed
+        # login refuse clients for 15 s: long after the fault has ended.
+        settings: dict[str, str | int] = {"server_idle_timeout": 2, "server_login_retry": 1}
         if tls is not None:
             settings["client_tls_sslmode"] = "allow"
             settings["client_tls_key_file"], settings["client_tls_cert_file"] = map(str, tls)

@@ -60,9 +60,12 @@ class PostgresServer(Server):
 
     def execute(self, sql: str, database: str = "postgres") -> list[Row]:
         """The rows of `sql`, run over the Unix socket: no TCP socket is left behind."""
-        directory = str(self.socket_directory)
-        with Session.connect(directory, self.port, "postgres", database) as session:
+        with self.administrator(database) as session:
             return session.query(sql)
+
+    def administrator(self, database: str = "postgres") -> Session:
+        """A new session of the superuser over the Unix socket; raises as Session.connect() does."""
+        return Session.connect(str(self.socket_directory), self.port, "postgres", database)
 
     def process_ids(self) -> list[int]:
         """The pids of the postmaster and all its processes."""
@@ -101,17 +104,26 @@ class PostgresServer(Server):
         self.stop(mode)
         self.start()
 
+    def ensure_running(self) -> None:
+        """Start it when it is not running; raises as start() does."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+
     def _create(self, directory: Path) -> None:
         self.data_directory = directory / "data"
         self.log = directory / "log"
         self._make_own(self.data_directory, 0o700)
         self._make_socket_directory(directory)
-        command = [self.binaries.path("initdb"), "-D", str(self.data_directory)]
-        command += ["--no-sync", "--no-locale", "--encoding=UTF8", "--auth=trust"]
-        processes.run_to_end([*command, "--username=postgres"], self._account, self.log, 60)
+        self._make_cluster()
         self.configure({"unix_socket_directories": str(self.socket_directory), **self._settings})
         with open(self.data_directory / "pg_hba.conf", "a", encoding="utf-8") as stream:
             stream.writelines(f"{line}\n" for line in self._hba)
+
+    def _make_cluster(self) -> None:
+        """Fill the data directory."""
+        command = [self.binaries.path("initdb"), "-D", str(self.data_directory)]
+        command += ["--no-sync", "--no-locale", "--encoding=UTF8", "--auth=trust"]
+        processes.run_to_end([*command, "--username=postgres"], self._account, self.log, 60)
 
     def _set_port(self) -> None:
         self.configure({"port": self.port})
@@ -124,7 +136,8 @@ class PostgresServer(Server):
     def _is_ready(self) -> bool:
         """Whether the postmaster says so on line 8 of its pid file (LOCK_FILE_LINE_PM_STATUS).
 
-        A connection to find it out would leave a socket in TIME_WAIT.
+        A connection to find it out would leave a socket in TIME_WAIT. It goes on to say so while
+        the postmaster recovers from a crash of a backend.
         """
         try:
             text = (self.data_directory / "postmaster.pid").read_text(encoding="utf-8")

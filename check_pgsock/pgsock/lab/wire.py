@@ -7,7 +7,9 @@ authentication only.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 from types import TracebackType
@@ -17,6 +19,8 @@ from check_pgsock.pgsock.lab.errors import LabError
 
 Row = tuple[Optional[str], ...]
 
+_TERMINATE = b"X\0\0\0\x04"
+
 
 class WireError(LabError):
     """The server refused or ended a session: `sqlstate` and `message` are its own words."""
@@ -25,6 +29,10 @@ class WireError(LabError):
         super().__init__(f"{sqlstate} {message}".strip())
         self.sqlstate = sqlstate
         self.message = message
+
+
+class NoTlsError(WireError):
+    """TLS was asked for, and the server has none."""
 
 
 class Session:
@@ -49,12 +57,14 @@ class Session:
         *,
         application_name: str = "",
         timeout: float = 10.0,
+        tls: bool = False,
     ) -> Session:
         """Open a session and wait until it is ready for a query.
 
         A `host` with a slash is the directory of a Unix socket; `timeout` (seconds) holds for
-        every wait of the session. Raises WireError when the server refuses, OSError when there
-        is none or it does not answer.
+        every wait of the session; with `tls` it is encrypted, whoever the server is. Raises
+        NoTlsError where the server does not, WireError when it refuses, OSError when there is
+        none or it does not answer.
         """
         if "/" in host:
             connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -67,15 +77,19 @@ class Session:
                 raise
         else:
             connected = socket.create_connection((host, port), timeout)
+            # As libpq does: else the second of two small messages waits for a delayed ACK, 40 ms.
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         session = cls(connected)
         parameters = {"user": user, "database": database}
         if application_name:
             parameters["application_name"] = application_name
         try:
-            session._send_startup(parameters)
+            if tls:
+                session._encrypt()
+            session.send_startup(parameters)
             session.wait_ready()
         except BaseException:
-            connected.close()
+            session.socket.close()
             raise
         return session
 
@@ -130,8 +144,28 @@ class Session:
     def close(self) -> None:
         """End the session cleanly: Terminate, then close, as libpq does."""
         with contextlib.suppress(OSError):
-            self.socket.sendall(b"X\0\0\0\x04")
+            if isinstance(self.socket, ssl.SSLSocket):
+                self.socket.sendall(_TERMINATE)
+                # libpq says so (SSL_shutdown), and does not wait for the answer.
+                self.socket.setblocking(False)
+                self.socket.unwrap()
+            else:
+                # With the FIN, in one packet. Between two calls another thread of ours may run for
+                # so long that the server closes first: libpq is faster.
+                self.socket.sendall(_TERMINATE, socket.MSG_MORE)
         self.socket.close()
+
+    def close_after_server(self) -> None:
+        """End the session, but leave it to the server to close first.
+
+        Raises OSError when it does not.
+        """
+        try:
+            self.socket.sendall(_TERMINATE)
+            while self.socket.recv(65536):
+                pass
+        finally:
+            self.socket.close()
 
     def abort(self) -> None:
         """Cut the session off with a RST."""
@@ -154,12 +188,23 @@ class Session:
     ) -> None:
         self.close()
 
-    def _send_startup(self, parameters: dict[str, str]) -> None:
+    def send_startup(self, parameters: dict[str, str]) -> None:
+        """Send the startup packet and do not wait for its answer."""
         payload = struct.pack("!I", 196608)  # protocol 3.0
         for name, value in parameters.items():
             payload += name.encode() + b"\0" + value.encode() + b"\0"
         payload += b"\0"
         self.socket.sendall(struct.pack("!I", len(payload) + 4) + payload)
+
+    def _encrypt(self) -> None:
+        self.socket.sendall(struct.pack("!II", 8, 80877103))  # SSLRequest
+        # One byte and not more: what follows is TLS.
+        answer = self.socket.recv(1)
+        if answer == b"N":
+            raise NoTlsError("", "the server does not speak TLS")
+        if answer != b"S":
+            raise WireError("", "the server closed the connection")
+        self.socket = _tls_context().wrap_socket(self.socket)
 
     def _read_message(self) -> tuple[bytes, bytes]:
         head = self._read_exactly(5)
@@ -175,6 +220,15 @@ class Session:
         taken = bytes(self._unread[:size])
         del self._unread[:size]
         return taken
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """Encryption only: the certificates of throw-away servers are nobody's."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _parse_names(payload: bytes) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
@@ -68,6 +69,7 @@ class Fault(abc.ABC):
         self.stack = contextlib.ExitStack()
         self._background: list[threading.Thread] = []
         self._failures: list[str] = []
+        self._starting = threading.RLock()
         if (self.needs_pgbouncer or self.via == PGBOUNCER) and not lab.pooled:
             raise UsageError(f"{self.name} needs PgBouncer, which this lab has not")
         if self.needs_two_hosts and lab.client_host is lab.server_host:
@@ -77,17 +79,22 @@ class Fault(abc.ABC):
     def start(self) -> None:
         """Make the fault; return when it is there."""
 
+    @property
+    def label(self) -> str:
+        """How it is named: fault:kind@endpoint."""
+        kind = f":{self.kind}" if self.kind else ""
+        return f"{self.name}{kind}" + (f"@{self.via}" if self.via != self.vias[0] else "")
+
     def describe(self) -> str:
-        """What is made, in a few words: `orphan: 8 sessions`."""
+        """What is made: `orphan: 8 sessions`."""
         parts = [f"{self.count} {self.size_unit}"] if self.size else []
         parts += [f"{self.rate:g} {self.speed_unit}"] if self.rate else []
-        kind = f" {self.kind}" if self.kind else ""
-        via = f" via {self.via}" if self.via != POSTGRESQL else ""
-        return f"{self.name}{kind}{via}: {', '.join(parts)}" if parts else f"{self.name}{kind}{via}"
+        return f"{self.label}: {', '.join(parts)}" if parts else self.label
 
     def __enter__(self) -> Fault:
         try:
-            self.start()
+            with self._starting:
+                self.start()
         except BaseException:
             self.end()
             raise
@@ -99,6 +106,9 @@ class Fault(abc.ABC):
     def end(self) -> None:
         """Stop the fault, also while it starts; raises LabError when its load failed meanwhile."""
         self.ending.set()
+        # What start() still makes must not come after it was put back.
+        with self._starting:
+            pass
         for thread in self._background:
             thread.join()
         self.stack.close()
@@ -109,6 +119,16 @@ class Fault(abc.ABC):
         """Wait; raises Stopped as soon as the fault is to end."""
         if self.ending.wait(seconds):
             raise Stopped(f"{self.name} was stopped while it started")
+
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 15.0) -> None:
+        """Wait until `condition` holds; raises Stopped as pause() does, LabError, naming `what`,
+        when it does not.
+        """
+        give_up = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > give_up:
+                raise LabError(f"{self.name} waits in vain for {what}: end other faults first")
+            self.pause(0.02)
 
     def in_background(self, work: Callable[[], None]) -> None:
         """Run `work` in a thread until it returns; it is to do so soon after `ending` is set.

@@ -80,7 +80,7 @@ class Hoard(Fault):
     """One process that holds many sessions."""
 
     name = "hoard"
-    size = "30"
+    size = "25"
     vias = _BOTH
 
     def start(self) -> None:

@@ -1,0 +1,70 @@
+"""The drill's table for a terminal, and its values for machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from check_pgsock.pgsock.lab.drill import Cell
+
+_COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
+# One width for all faults: the table is printed a fault at a time.
+_COLUMNS = (
+    ("fault", 24), ("check", 21), ("expected", 8), ("before", 8), ("during", 8), ("after", 8),
+    ("socket", 8), ("polling", 10), ("", 5),
+)  # fmt: skip
+
+
+def print_cells(console: Console, cells: Sequence[Cell], with_header: bool) -> None:
+    """Print one fault's rows."""
+    table = Table(box=None, show_header=with_header, pad_edge=False)
+    for title, width in _COLUMNS:
+        table.add_column(title, width=width, no_wrap=True, overflow="ellipsis")
+    for number, cell in enumerate(cells):
+        table.add_row(
+            "" if number else cell.fault,
+            cell.service,
+            _state(cell.expected),
+            _state(cell.before),
+            _state(cell.during),
+            _state(cell.after),
+            _seconds(cell.seconds),
+            _polling(cell),
+            Text("" if cell.as_expected else "WRONG", style="bold red"),
+            style="dim" if number and cell.as_expected and cell.expected == "OK" else "",
+        )
+    console.print(table)
+
+
+def values(cell: Cell) -> dict[str, object]:
+    """The cell as JSON has it: durations in seconds, null where there is none."""
+    found = cell._asdict()
+    for name in ("seconds", "polling_seconds"):
+        value = found.pop(name)
+        key = "detection_seconds" if name == "seconds" else "polling_detection_seconds"
+        found[key] = None if value is None else round(value, 3)
+    found["polling"] = cell.polling or None
+    found["as_expected"] = cell.as_expected
+    return found
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=_COLOURS.get(state, ""))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.1f} s"
+
+
+def _polling(cell: Cell) -> str:
+    """When polling pg_stat_activity told, or why it did not where the check did."""
+    if cell.polling_seconds is not None:
+        return _seconds(cell.polling_seconds)
+    if cell.polling == "UNKNOWN":
+        return "no answer"
+    if cell.seconds is None:
+        return ""
+    return "missed" if cell.polling else "blind"

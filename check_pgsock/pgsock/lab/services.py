@@ -1,0 +1,94 @@
+"""The services of a drill: a check each, on one endpoint and leg of the lab, and how to run it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from check_pgsock.pgsock.lab.errors import LabError
+from check_pgsock.pgsock.lab.lab import DATABASE, MAX_CLIENT_CONN, MONITOR, Lab
+
+STATES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+# Cores and seconds that the pool of the drill is judged by, whatever the machine has.
+CORES = 4
+_POOL_WINDOW = 2
+
+
+class Service(NamedTuple):
+    """A check on an endpoint: `via` is postgresql or pgbouncer; both legs are on their own host."""
+
+    name: str
+    check: str
+    via: str
+    leg: str
+    arguments: tuple[str, ...]
+
+    def command(self, lab: Lab) -> list[str]:
+        """The command line of the installed executable on this lab; raises LabError without it."""
+        executable = Path(sys.executable).with_name(f"check_pgsock_{self.check}")
+        if not executable.exists():
+            raise LabError(f"{executable.name} is not installed beside {sys.executable}")
+        server = lab.server(self.via)
+        if self.check == "pool_size":
+            where = ["--dsn", server.dsn(DATABASE, MONITOR), "--state-dir", str(_state(lab))]
+        else:
+            where = ["-p", str(server.port), "--leg", self.leg]
+        host = lab.client_host if self.leg == "client" else lab.server_host
+        return host.command([str(executable), *where, *self.arguments])
+
+
+SERVICES = (
+    Service("saturation", "saturation", "postgresql", "server", ()),
+    Service("saturation@pgbouncer", "saturation", "pgbouncer", "server",
+            ("--limit", str(MAX_CLIENT_CONN))),
+    Service("close_wait", "close_wait", "postgresql", "server", ()),
+    Service("close_wait:client", "close_wait", "postgresql", "client", ()),
+    Service("thrashing", "thrashing", "postgresql", "server", ("--window", "1")),
+    Service("thrashing@pgbouncer", "thrashing", "pgbouncer", "server", ("--window", "1")),
+    Service("pool_size", "pool_size", "postgresql", "server",
+            ("--cores", str(CORES), "--min-window", str(_POOL_WINDOW), "-t", "4")),
+)  # fmt: skip
+
+
+class Run(NamedTuple):
+    """One run: monotonic seconds of its start and end, the service state, and the first line."""
+
+    started: float
+    ended: float
+    state: str
+    line: str
+
+
+def run_service(service: Service, lab: Lab) -> Run:
+    """Run the check once; raises LabError when what it leaves is no service state."""
+    command = service.command(lab)
+    started = time.monotonic()
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+            cwd=lab.home.path,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LabError(f"{service.name} cannot be run: {error}") from None
+    line = done.stdout.partition("\n")[0]
+    state = STATES[done.returncode] if 0 <= done.returncode < len(STATES) else ""
+    # A crash of Python exits 1, too: the status line has to say the same.
+    if done.stderr or not line.startswith(f"PGSOCK_{service.check.upper()} {state} - "):
+        said = (done.stderr or line).strip().splitlines()[-1:] or ["nothing"]
+        raise LabError(f"{service.name} ended with exit code {done.returncode} and said: {said[0]}")
+    return Run(started, time.monotonic(), state, line.partition(" | ")[0])
+
+
+def _state(lab: Lab) -> Path:
+    """The directory that a lab's checks keep their samples in."""
+    path = lab.home.path / "state"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path

@@ -1,0 +1,38 @@
+"""The operator's tool: `pgsock COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from check_pgsock import __version__
+from check_pgsock.errors import PgsockError
+from check_pgsock.pgsock.lab import command as lab
+
+_ERROR = 3
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose usage errors are one sentence and the exit code of every error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_ERROR, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main() -> int:
+    """Entry point of `pgsock`; exit code 3 with one sentence on stderr for errors."""
+    parser = _Parser(prog="pgsock", description="What the kernel knows of PostgreSQL connections.")
+    parser.add_argument("-V", "--version", action="version", version=f"pgsock {__version__}")
+    parsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    lab.add_parser(parsers)
+    options = parser.parse_args()
+    try:
+        return int(options.run(options))
+    except PgsockError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return _ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

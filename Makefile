@@ -21,7 +21,7 @@ test: .venv-test/installed
 prove: .venv-test/installed .postgresql/installed
 	@$(if $(FRESH),rm -f $(proofs))
 	@PGSOCK_TEST_PG_BINS="$${PGSOCK_TEST_PG_BINS:+$$PGSOCK_TEST_PG_BINS:}$$(cat .postgresql/installed)" \
-		.venv-test/bin/python -m pytest -m prove --proofs $(proofs) $(ARGS)
+		.venv-test/bin/python -m pytest -m prove --proofs=$(proofs) $(ARGS)
 
 lint: .venv-lint/installed
 	.venv-lint/bin/ruff check

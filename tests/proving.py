@@ -196,7 +196,7 @@ class Plugin:
         if not self._left_out:
             return f"proofs are kept in {self._path.name}"
         tests = plural(self._left_out, "test")
-        return f"{tests} passed earlier on this tree: not run again, see {self._path.name}"
+        return f"{tests} passed earlier on this tree: remove {self._path.name} to run all again"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the result of a test when it has ended."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import configparser
 import json
 import re
+import statistics
 import subprocess
 import sys
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +19,7 @@ from check_pgsock.pgsock.lab.faults import FAULTS
 from check_pgsock.pgsock.lab.matrix import matrix, parse
 from check_pgsock.pgsock.lab.services import SERVICES, Run
 from tests import support
+from tests.proving import Proof
 
 # Faults whose kinds may be missing here: none. On an endpoint other than their first one those
 # that the checks see there have a row.
@@ -102,8 +105,15 @@ def test_every_check_tells_of_a_fault_in_the_short_drill() -> None:
     assert told == {service.check for service in SERVICES}
 
 
-def drill(*arguments: str, major: int) -> dict[str, list[dict[str, object]]]:
-    """The JSON of a drill whose exit code is 0."""
+class Drill(NamedTuple):
+    """A drill that ended: its rows, and the faults left out with the reason."""
+
+    rows: list[dict[str, Any]]
+    left_out: dict[str, str]
+
+
+def drill(*arguments: str, major: int) -> Drill:
+    """The JSON of a drill, whose exit code fits it."""
     support.require(f"postgresql-{major}")
     directory = support.postgres_directories().get(major)
     where = [] if directory is None else ["--pg-bin", str(directory)]
@@ -111,8 +121,9 @@ def drill(*arguments: str, major: int) -> dict[str, list[dict[str, object]]]:
     done = subprocess.run(
         [*command, *where, *arguments], capture_output=True, text=True, check=False, timeout=3000
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    found: dict[str, list[dict[str, object]]] = json.loads(done.stdout)
+    assert done.stderr == ""
+    found = Drill(**json.loads(done.stdout))
+    assert done.returncode == (0 if all(row["as_expected"] for row in found.rows) else 1)
     return found
 
 
@@ -124,9 +135,36 @@ def drill(*arguments: str, major: int) -> dict[str, list[dict[str, object]]]:
 def test_a_drill_equals_the_matrix(major: int, labels: tuple[str, ...]) -> None:
     support.require("pgbouncer")
     found = drill(*labels, major=major)
-    assert not found["left_out"]
+    assert found.left_out == {}
     seen: dict[str, dict[str, object]] = {}
-    for row in found["rows"]:
+    for row in found.rows:
         assert (row["before"], row["after"]) == ("OK", "OK")
         seen.setdefault(str(row["fault"]), {})[str(row["service"])] = row["during"]
     assert seen == {label: matrix()[label] for label in labels}
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("major", support.ALL_MAJORS)
+def test_the_whole_drill_equals_the_matrix(major: int, proof: Proof) -> None:
+    support.require("root")
+    support.require("pgbouncer")
+    found = drill(major=major)
+    right = [row for row in found.rows if row["as_expected"]]
+    proof(
+        f"drill on PostgreSQL {major} with PgBouncer",
+        f"{len(right)} of {len(found.rows)} rows as in the matrix, all OK after",
+        goal=f"{len(matrix()) * len(SERVICES)}",
+        met=len(right) == len(matrix()) * len(SERVICES),
+    )
+    told = [row for row in found.rows if row["detection_seconds"] is not None]
+    polled = [row for row in told if row["polling_detection_seconds"] is not None]
+    seconds = statistics.median(row["detection_seconds"] for row in told)
+    in_both = statistics.median(row["detection_seconds"] for row in polled)
+    polling = statistics.median(row["polling_detection_seconds"] for row in polled)
+    proof(
+        f"faults told on PostgreSQL {major}",
+        f"{len(told)} by sockets, median {seconds:.1f} s; {len(polled)} of them by polling too: "
+        f"median {polling:.1f} s, there {in_both:.1f} s by sockets",
+    )
+    wrong = [(row["fault"], row["service"], row["line"]) for row in found.rows if row not in right]
+    assert (wrong, found.left_out) == ([], {})

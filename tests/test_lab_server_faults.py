@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
-from typing import Callable
+from typing import Callable, TypeVar
 
 import pytest
 
@@ -23,6 +23,8 @@ from check_pgsock.pgsock.lab.lab import POOL_SIZE, Lab
 from check_pgsock.pgsock.lab.wire import WireError
 from tests import support
 from tests.support import tcp_states, wait_until
+
+Value = TypeVar("Value")
 
 FAULTS: tuple[type[Fault], ...] = (
     Oversize, Undersize, Parallel, LongTransactions, Crash, ResetStatistics, Restart, Failover,
@@ -43,17 +45,6 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab of each major."""
     with new_lab(request.param) as found:
         yield found
-
-
-@pytest.fixture(params=["alone", "beside-healthy"])
-def healthy(request: pytest.FixtureRequest, lab: Lab) -> Iterator[bool]:
-    """Whether an application is at work; after the test it has all its sessions, and works."""
-    if request.param == "alone":
-        yield False
-        return
-    with Healthy(lab):
-        yield True
-        assert_healthy(lab)
 
 
 @pytest.fixture(autouse=True)
@@ -152,7 +143,7 @@ def serves(lab: Lab) -> None:
     wait_until(is_pooled, "PgBouncer reaches it")
 
 
-def sample(value: Callable[[], int], seconds: float) -> list[int]:
+def sample(value: Callable[[], Value], seconds: float) -> list[Value]:
     """Many values over that time."""
     give_up = time.monotonic() + seconds
     values = []
@@ -222,14 +213,15 @@ def pool_holds(lab: Lab) -> int:
 def test_parallel_has_so_many_workers(lab: Lab, size: str, count: int) -> None:
     with Parallel(lab, Wanted(size=size)) as fault:
         assert fault.describe() == f"parallel: {count} workers"
-        assert len(workers(lab)) == count
-        ((leader,),) = {tuple(set(workers(lab).values()))}
-        assert sessions(lab) == [leader]
         used = processor_ticks(lab)
-        width = sample(lambda: len(workers(lab)), 1.2)
+        leaders = sessions(lab)
+        assert len(leaders) == 1
+        # By their titles. Between two statements there are none, or not all yet.
+        seen = sample(lambda: workers(lab), 1.2)
+        assert {leader for one in seen for leader in one.values()} == set(leaders)
+        width = [len(one) for one in seen]
         assert max(width) == count
-        # Between two statements there are none.
-        assert mean(width) > 0.8 * count
+        assert mean(width) > 0.7 * count
         assert processor_ticks(lab) > used
         if lab.postgres.version >= 18:
             launched, wanted = launches(lab)
@@ -290,7 +282,7 @@ def left(lab: Lab) -> set[str]:
     return set(tcp_states(lab.postgres.port)) - {"LISTEN", "TIME_WAIT"}
 
 
-def test_crash_ends_every_session_and_the_server_recovers(lab: Lab, healthy: bool) -> None:
+def test_crash_ends_every_session_and_the_server_recovers(lab: Lab) -> None:
     started = lab.postgres.execute("select pg_postmaster_start_time()")
     pid, others = lab.postgres.pid, set(lab.postgres.process_ids()) - {lab.postgres.pid}
     with lab.connect() as session, since(lab) as log:
@@ -334,7 +326,7 @@ def since(lab: Lab) -> Iterator[Callable[[], str]]:
     yield lambda: log.read_bytes()[size:].decode()
 
 
-def test_reset_statistics(lab: Lab, healthy: bool) -> None:
+def test_reset_statistics(lab: Lab) -> None:
     with lab.connect() as session:
         session.query("select pg_sleep(0.2) from (select from pg_class limit 1) as one")
     wait_until(lambda: statistics(lab)[0] >= 0.2, "the session's statistics are there")
@@ -347,7 +339,7 @@ def test_reset_statistics(lab: Lab, healthy: bool) -> None:
         assert statistics(lab)[2] not in (None, first)
 
 
-def test_restart_is_clean_and_keeps_the_data(lab: Lab, healthy: bool) -> None:
+def test_restart_is_clean_and_keeps_the_data(lab: Lab) -> None:
     pid, port = lab.postgres.pid, lab.postgres.port
     lab.postgres.execute("create table kept ()", "app")
     with lab.connect() as session, since(lab) as log, Restart(lab):
@@ -360,7 +352,7 @@ def test_restart_is_clean_and_keeps_the_data(lab: Lab, healthy: bool) -> None:
     lab.postgres.execute("drop table kept", "app")
 
 
-def test_failover_moves_the_address_to_another_server(lab: Lab, healthy: bool) -> None:
+def test_failover_moves_the_address_to_another_server(lab: Lab) -> None:
     primary = lab.postgres
     identity = "select system_identifier from pg_control_system()"
     before = primary.execute(identity)
@@ -425,7 +417,7 @@ def test_each_can_be_made_again_and_again_beside_an_application(lab: Lab) -> Non
                 with fault(lab):
                     pass
                 serves(lab)
-            assert_healthy(lab)
+        assert_healthy(lab)
 
 
 @pytest.mark.parametrize(

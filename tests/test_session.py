@@ -194,7 +194,7 @@ def test_what_passed_is_kept_and_the_table_shows_all(
 
     done = run(tmp_path, PROOFS, *options, "-k", "silent or says")
     assert done.code == 0
-    assert "4 tests passed earlier on this tree: not run again, see kept" in done.out
+    assert "4 tests passed earlier on this tree: remove kept to run all again" in done.out
     assert table(done)[-2] == [
         "6 proofs: 4 passed, 1 FAILED, 1 skipped (6 kept from earlier runs on this tree)"
     ]

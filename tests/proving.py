@@ -33,6 +33,8 @@ from check_pgsock.text import plural
 
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
 
+# Columns of the table, where the terminal has no more.
+_WIDTH = 120
 # What the outcome of a test may depend on.
 _SOURCES = ("bench", "check_pgsock", "icinga", "nrpe", "tests", "pyproject.toml", "setup.cfg")
 
@@ -148,10 +150,12 @@ def summarize(results: Collection[Result], earlier: Collection[str] = ()) -> str
 
 def render(lines: Iterable[Line], width: int, color: bool) -> str:
     """The table for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title="What is proven", title_justify="left")
-    for name in ("proof", "measured", "goal", "outcome"):
-        table.add_column(name, overflow="fold")
-    table.add_column("seconds", justify="right", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, title="What is proven", title_justify="left", expand=True)
+    table.add_column("proof", overflow="fold", ratio=5)
+    table.add_column("measured", overflow="fold", ratio=4)
+    table.add_column("goal", overflow="fold", max_width=20)
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("seconds", no_wrap=True, justify="right")
     for line in lines:
         style = "red" if FAILED in line.outcome else "yellow" if SKIPPED in line.outcome else ""
         words = (line.what, line.measured, line.goal, line.outcome)
@@ -221,7 +225,7 @@ class Plugin:
         yield
         earlier = {test: r for test, r in self._earlier.items() if test not in self._new}
         results = sorted([*earlier.values(), *self._new.values()])
-        width = max(shutil.get_terminal_size().columns, 100)
+        width = max(shutil.get_terminal_size().columns, _WIDTH)
         lines = lines_of(results, earlier)
         terminalreporter.write(render(lines, width, terminalreporter.hasmarkup))
         terminalreporter.write_line(summarize(results, earlier))

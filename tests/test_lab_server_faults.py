@@ -176,7 +176,7 @@ def test_oversize_shows_in_the_statistics(lab: Lab) -> None:
         time.sleep(2)
         seconds = time.monotonic() - begun
     # Sessions write what they did as they end; PostgreSQL 14 shows it half a second later.
-    wait_until(lambda: statistics(lab)[0] - before[0] > 0.85 * 20 * seconds, "their active time")
+    wait_until(lambda: statistics(lab)[0] - before[0] > 0.7 * 20 * seconds, "their active time")
     after = statistics(lab)
     busy, idle = after[0] - before[0], after[1] - before[1]
     assert busy / (busy + idle) > 0.98
@@ -224,8 +224,9 @@ def test_parallel_has_so_many_workers(lab: Lab, size: str, count: int) -> None:
         assert mean(width) > 0.7 * count
         assert processor_ticks(lab) > used
         if lab.postgres.version >= 18:
+            wait_until(lambda: launches(lab)[1] > 0, "a session wrote its statistics")
             launched, wanted = launches(lab)
-            assert launched == wanted > 0
+            assert launched == wanted
     assert workers(lab) == {}
 
 

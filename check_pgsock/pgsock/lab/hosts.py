@@ -84,7 +84,8 @@ class NamespaceHost(Host):
 
     def disappear(self, other: NamespaceHost) -> None:
         """Drop off the network without a word: `other` still sends, and nobody answers."""
-        mac = _run(self.command(["cat", f"/sys/class/net/{LINK}/address"])).strip()
+        # Not from /sys: that is still the view of the namespace that it was mounted in.
+        mac = self.ip("-o", "link", "show", "dev", LINK).partition("link/ether ")[2].split()[0]
         # A neighbour that does not resolve would be an error to the sender: it is to hear nothing.
         other.ip("neighbour", "replace", self.address, "lladdr", mac, "nud", "permanent",
                  "dev", LINK)  # fmt: skip

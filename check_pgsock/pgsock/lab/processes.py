@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import signal
 import socket
@@ -11,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from check_pgsock.pgsock.lab import janitor
 from check_pgsock.pgsock.lab.accounts import Account
 from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.hosts import LOCAL, Host
@@ -55,7 +55,7 @@ def spawn(
 def run_to_end(command: Sequence[str], account: Account | None, log: Path, seconds: float) -> None:
     """Run `command` as spawn() does and wait; raises LabError when it fails or takes too long.
 
-    However it is left, nothing of the command's process group goes on.
+    However it is left, nothing that works in the log's directory goes on.
     """
     process = spawn(command, account, log)
     try:
@@ -64,8 +64,7 @@ def run_to_end(command: Sequence[str], account: Account | None, log: Path, secon
         raise LabError(f"{command[0]} took more than {seconds:g} s; {tail(log)}") from None
     finally:
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            janitor.kill_below(log.parent)
             process.wait()
     if code != 0:
         raise LabError(f"{command[0]} ended with exit code {code}; {tail(log)}")

@@ -213,15 +213,16 @@ def tcp_states(port: int, remote_ports: Iterable[int] | None = None) -> Counter[
     Read from /proc/net with nothing of the package; states in the kernel's spelling.
     """
     wanted = None if remote_ports is None else set(remote_ports)
-    tally: Counter[str] = Counter()
+    # By its ends and inode: while others come and go the kernel may list a socket twice.
+    states: dict[tuple[str, str, str], str] = {}
     for name in ("tcp", "tcp6"):
         with open(f"/proc/net/{name}", encoding="ascii") as stream:
             for line in stream.readlines()[1:]:
-                _, local, remote, state = line.split()[:4]
+                _, local, remote, state, _, _, _, _, _, inode = line.split()[:10]
                 peer = int(remote.rpartition(":")[2], 16)
                 if int(local.rpartition(":")[2], 16) == port and (wanted is None or peer in wanted):
-                    tally[_STATES[int(state, 16)]] += 1
-    return tally
+                    states[local, remote, inode] = _STATES[int(state, 16)]
+    return Counter(states.values())
 
 
 # include/net/tcp_states.h

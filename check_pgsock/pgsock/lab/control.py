@@ -62,6 +62,7 @@ class Controller:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._is_ending = True
+        self._lab.ending.set()
         for timer in self._timers:
             timer.cancel()
         for label in list(self._running):

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 from check_pgsock.pgsock.lab import accounts, binaries, pgbouncer
@@ -54,6 +55,8 @@ class Lab:
         self.max_connections = max_connections
         self.slots = max_connections - RESERVED
         self.home = Home(PREFIX)
+        # Set when all is about to end: then nobody takes time to leave.
+        self.ending = threading.Event()
         self.client_host: Host = LOCAL
         self.server_host: Host = LOCAL
         self.postgres: PostgresServer

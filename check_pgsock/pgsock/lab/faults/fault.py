@@ -95,6 +95,9 @@ class Fault(abc.ABC):
         try:
             with self._starting:
                 self.start()
+        except OSError as error:
+            self.end()
+            raise LabError(f"a server does not answer ({error}): is another fault on?") from None
         except BaseException:
             self.end()
             raise

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 from check_pgsock.pgsock.lab.application import Application
 from check_pgsock.pgsock.lab.client_process import ClientProcess
 from check_pgsock.pgsock.lab.faults.fault import PGBOUNCER, POSTGRESQL, Fault
+from check_pgsock.pgsock.lab.faults.pace import Pace
 from check_pgsock.pgsock.lab.wire import WireError
 
 _BOTH = (POSTGRESQL, PGBOUNCER)
@@ -32,9 +31,11 @@ class Saturate(Fault):
     vias = _BOTH
 
     def start(self) -> None:
-        for _ in range(self.count - self.lab.established(self.via)):
-            self.stack.enter_context(self.lab.connect(self.via))
-            self.pause(0)
+        # Again and again: sessions that were ending when they were counted are gone after.
+        while (missing := self.count - self.lab.established(self.via)) > 0:
+            for _ in range(missing):
+                self.stack.enter_context(self.lab.connect(self.via))
+                self.pause(0)
 
 
 class Ramp(Fault):
@@ -45,8 +46,9 @@ class Ramp(Fault):
     vias = _BOTH
 
     def start(self) -> None:
+        pace = Pace(self.rate)
         while self._rise():
-            self.pause(1 / self.rate)
+            self.pause(pace.take_turn())
 
     def _rise(self) -> bool:
         try:
@@ -56,7 +58,7 @@ class Ramp(Fault):
             if error.sqlstate == "53300" or "max_client_conn" in error.message:
                 return False
             raise
-        self.stack.callback(time.sleep, 1 / self.rate)
+        self.stack.callback(self.lab.ending.wait, 1 / self.rate)
         self.stack.enter_context(session)
         return True
 

@@ -128,8 +128,8 @@ class Stall(_SeenOnServer):
 
     def start(self) -> None:
         """The clients come at the speed. Once all are there, the patient ones wait; of the others
-        at that speed the longest waiting gives up and a new one comes, until the accept queue
-        is full of those that gave up.
+        at a quarter of it the longest waiting gives up and a new one comes, until the accept
+        queue is full of those that gave up: nothing is ESTABLISHED then.
 
         Raises LabError when the accept queue takes fewer than all.
         """
@@ -166,7 +166,7 @@ class Stall(_SeenOnServer):
             _cut_off(waiting)
 
     def _give_up_in_turn(self, waiting: deque[Session], gave_up: set[int]) -> None:
-        pace = Pace(self.rate)
+        pace = Pace(self.rate / 4)
         while True:
             self.pause(pace.take_turn())
             if waiting:

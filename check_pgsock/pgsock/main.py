@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -31,7 +33,14 @@ def main() -> int:
         return int(options.run(options))
     except PgsockError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        return _ERROR
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except OSError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        # What could not be written is not to be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return _ERROR
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import check_pgsock
@@ -33,6 +34,7 @@ class ClientProcess:
         server = lab.server(via)
         self._task = json.dumps([server.host, server.port, count, sql])
         self._process: subprocess.Popen[str] | None = None
+        self._asking = threading.Lock()
 
     @property
     def pid(self) -> int:
@@ -40,6 +42,18 @@ class ClientProcess:
         if self._process is None:
             raise LabError("the client process was not started")
         return self._process.pid
+
+    def count_lost(self) -> int:
+        """How many of its sessions the server has ended; all of them once it has ended itself."""
+        if self._process is None or self._process.stdin is None or self._process.stdout is None:
+            return 0
+        try:
+            with self._asking:
+                self._process.stdin.write("lost\n")
+                self._process.stdin.flush()
+                return int(self._process.stdout.readline())
+        except (OSError, ValueError):
+            return len(self.backend_pids)
 
     def kill(self) -> None:
         """Kill it, as the kernel's OOM killer does: nobody says good-bye to the server."""
@@ -79,7 +93,9 @@ class ClientProcess:
 
 
 def main() -> None:
-    """Open the sessions that a line of standard input asks for, and hold them until its end."""
+    """Open the sessions that a line of standard input asks for, and hold them until its end; each
+    further line asks how many are lost.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     host, port, count, sql = json.loads(sys.stdin.readline())
     opened = []
@@ -94,5 +110,6 @@ def main() -> None:
         return
     print(json.dumps([session.backend_pid for session in opened]), flush=True)
     with contextlib.suppress(OSError):
-        sys.stdin.read()
+        for _ in sys.stdin:
+            print(sum(session.is_lost() for session in opened), flush=True)
     os._exit(0)

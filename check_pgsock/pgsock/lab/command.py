@@ -38,7 +38,11 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(run=_run_lab)
     _add_server_options(parser, None)
     parser.add_argument(
-        "--max-connections", type=int, default=50, metavar="N", help="of PostgreSQL (default: 50)"
+        "--max-connections",
+        type=_connections,
+        default=50,
+        metavar="N",
+        help="of PostgreSQL, three of them reserved (default: 50)",
     )
     parser.add_argument(
         "--two-hosts",
@@ -102,6 +106,13 @@ def _add_json(parser: argparse.ArgumentParser, default: Any) -> None:
     parser.add_argument("--json", action="store_true", default=default, help="for machines")
 
 
+def _connections(text: str) -> int:
+    value = int(text)
+    if not 10 <= value <= 10_000:
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of connections, 10 to 10000")
+    return value
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e7:
@@ -110,6 +121,7 @@ def _seconds(text: str) -> float:
 
 
 def _run_lab(options: argparse.Namespace) -> int:
+    is_up = False
     with Signals() as signals:
         try:
             sweep(PREFIX)
@@ -122,12 +134,13 @@ def _run_lab(options: argparse.Namespace) -> int:
             with lab, control.Controller(lab) as controller:
                 signals.check()
                 _print_lab(lab, options.json)
+                is_up = True
                 control.serve(lab, controller, signals)
         except Interrupted:
             if not options.json:
                 print("the lab is ended and removed", flush=True)
-    # A signal is how a lab ends.
-    return 0
+        # A signal is how a lab ends, once it is there.
+        return 0 if is_up else 128 + signals.received
 
 
 def _print_lab(lab: Lab, as_json: bool) -> None:
@@ -135,7 +148,8 @@ def _print_lab(lab: Lab, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found), flush=True)
         return
-    print(f"lab {lab.name}: PostgreSQL {lab.binaries.major} in {lab.home.path}")
+    version = lab.binaries.major
+    print(f"lab {lab.name}: PostgreSQL {version} in {lab.home.path}, process {os.getpid()}")
     for each in found["endpoints"]:
         print(f"  {each['kind']:<10}  limit {each['limit']:<4}  {each['dsn']}")
         print(f"  {'':<10}  socket {each['socket']}")
@@ -153,6 +167,7 @@ def _list_faults(options: argparse.Namespace) -> int:
         takes += [f"speed {fault.speed:g} ({fault.speed_unit})"] if fault.speed else []
         takes += ["needs PgBouncer"] if fault.needs_pgbouncer else []
         takes += ["needs two hosts"] if fault.needs_two_hosts else []
+        takes += ["over at once"] if fault.is_instant else []
         kinds = f":{{{','.join(fault.kinds)}}}" if fault.kinds != ("",) else ""
         via = f"[@{fault.vias[1]}]" if len(fault.vias) > 1 else ""
         print(f"{fault.name}{kinds}{via}")
@@ -184,6 +199,8 @@ def _show_status(options: argparse.Namespace) -> int:
         left = each["duration_seconds"]
         until = "" if left is None else f" of {left:g} s"
         print(f"  {each['state']} since {each['since_seconds']:g} s{until}: {each['description']}")
+        if each["trouble"]:
+            print(f"    but {each['trouble']}")
     if not status["faults"]:
         print("  no fault is running")
     return 0

@@ -32,6 +32,8 @@ _SOCKET = "control"
 _MOST = 65536  # bytes of a request or an answer
 # A client that sends nothing holds a thread for so many seconds.
 _PATIENCE = 5.0
+# Seconds that a fault may take to start or to stop before nobody waits for it any more.
+_LONGEST = 600.0
 
 
 class _Running:
@@ -89,6 +91,9 @@ class Controller:
             raise LabError(f"{fault.label} cannot be made: {error}") from None
         finally:
             running.there.set()
+        if fault.is_instant:
+            self._end(fault.label, running)
+            return f"{fault.label}: done"
         if duration is not None:
             timer = threading.Timer(duration, self._end_quietly, (fault.label, running))
             timer.daemon = True
@@ -105,7 +110,9 @@ class Controller:
             running = self._running.get(label)
             running_now = ", ".join(self._running) or "none"
         if running is None:
-            raise UsageError(f"'{clean(label)}' is not one running fault (running: {running_now})")
+            raise UsageError(
+                f"{clean(label)} names no one fault that runs (running: {running_now})"
+            )
         running.fault.ending.set()
         running.there.wait()
         self._end(label, running)
@@ -121,6 +128,7 @@ class Controller:
                 "fault": label,
                 "description": each.fault.describe(),
                 "state": "running" if each.there.is_set() else "starting",
+                "trouble": each.fault.trouble() if each.there.is_set() else None,
                 "since_seconds": round(now - each.started, 1),
                 "duration_seconds": each.duration,
             }
@@ -170,7 +178,7 @@ def describe(lab: Lab) -> dict[str, Any]:
                 "address": server.host,
                 "port": server.port,
                 "limit": limit,
-                "pid": server.pid,
+                "pid": server.process_id,
                 "socket": f"{server.socket_directory}/.s.PGSQL.{server.port}",
                 "dsn": server.dsn("app", "app"),
             }
@@ -225,12 +233,16 @@ def ask(name: str | None, request: dict[str, Any]) -> Any:
     """
     path = _choose(name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_PATIENCE if request["do"] == "status" else _LONGEST)
+        name = path.name.removeprefix(PREFIX)
         try:
             connection.connect(str(path / _SOCKET))
             connection.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(_read_line(connection))
+        except socket.timeout:
+            raise LabError(f"the lab {name} does not answer: is it stopped?") from None
         except (OSError, ValueError):
-            raise LabError(f"the lab {path.name.removeprefix(PREFIX)} has ended") from None
+            raise LabError(f"the lab {name} has ended") from None
     if "error" in answer:
         raise LabError(answer["error"])
     return answer["result"]
@@ -244,6 +256,9 @@ def running_labs() -> list[Path]:
         with contextlib.suppress(OSError):
             status = control.lstat()
             if stat.S_ISSOCK(status.st_mode) and status.st_uid == os.geteuid():
+                with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                    connection.settimeout(_PATIENCE)
+                    connection.connect(str(control))  # refused where its lab was killed
                 found.append(path)
     return found
 

@@ -39,10 +39,11 @@ def traversable(path: Path) -> bool:
     return all(p.stat().st_mode & stat.S_IXOTH for p in (path, *path.parents))
 
 
-def base_directory(executable: bool) -> Path:
+def base_directory(executable: bool, longest: int = 4096) -> Path:
     """A directory for temporary files that we can write to and servers can reach.
 
-    With `executable` it is not mounted noexec. Raises LabError where there is none.
+    With `executable` it is not mounted noexec; `longest` are the bytes that its path may have.
+    Raises LabError where there is none.
     """
     candidates = base_candidates()
     for path in candidates:
@@ -53,10 +54,12 @@ def base_directory(executable: bool) -> Path:
             continue
         if executable and os.statvfs(path).f_flag & os.ST_NOEXEC:
             continue
+        if len(os.fsencode(path)) > longest:
+            continue
         return path
     raise LabError(
         f"none of {', '.join(map(str, candidates))} can be used for a throw-away server "
-        "(writable, traversable by every user, not noexec); set TMPDIR to one that is"
+        "(writable, traversable by every user, not noexec, short); set TMPDIR to one that is"
     )
 
 

@@ -37,7 +37,8 @@ class Cell(NamedTuple):
     """One fault and one service: service states, and the seconds from the fault's start until a
     non-OK state was there for the first of two runs; None where there was none.
 
-    `polling` is what polling pg_stat_activity said during the fault; "" where it cannot see.
+    A state is "" where too few runs of the check ended to tell one. `polling` is what polling
+    pg_stat_activity said during the fault; "" where it cannot see.
     """
 
     fault: str
@@ -135,16 +136,37 @@ def _one_fault(fault: Fault, label: str, watches: _Watches, tick: Tick) -> list[
                 service.name,
                 service.check,
                 expected[service.name],
-                before[-1].state if before else "",
-                worst(during),
-                after[-1].state if after else "",
+                settled(before),
+                # A run that began before the fault may tell of it, but proves no OK.
+                worst(during) if sum(run.started >= begun for run in during) > 1 else "",
+                settled(after),
                 None if detected is None else detected.ended - begun,
                 worst(polls) if polls else "",
                 None if polled is None else polled.ended - begun,
-                (detected or during[-1]).line if during else "",
+                _telling_line(before, during, after),
             )
         )
     return cells
+
+
+def settled(runs: Sequence[Run]) -> str:
+    """OK where the last two runs were, else what the last that was not OK said; "" where there
+    were fewer than two.
+    """
+    states = [run.state for run in runs[-2:]]
+    if len(states) < 2:
+        return ""
+    return next((state for state in reversed(states) if state != "OK"), "OK")
+
+
+def _telling_line(before: Sequence[Run], during: Sequence[Run], after: Sequence[Run]) -> str:
+    """The line that a reader wants to see: of the phase that was wrong, or of the detection."""
+    for runs in (before, after):
+        wrong = [run for run in runs[-2:] if run.state != "OK"]
+        if settled(runs) != "OK":
+            return wrong[-1].line if wrong else "it hardly ran"
+    telling = [run for run in during if run.state == worst(during)]
+    return telling[0].line if telling else "it hardly ran"
 
 
 def worst(runs: Sequence[Run]) -> str:

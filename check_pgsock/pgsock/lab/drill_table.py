@@ -52,7 +52,7 @@ def values(cell: Cell) -> dict[str, object]:
 
 
 def _state(state: str) -> Text:
-    return Text(state, style=_COLOURS.get(state, ""))
+    return Text(state or "not seen", style=_COLOURS.get(state, "bold red"))
 
 
 def _seconds(seconds: float | None) -> str:
@@ -62,7 +62,8 @@ def _seconds(seconds: float | None) -> str:
 def _polling(cell: Cell) -> str:
     """When polling pg_stat_activity told, or why it did not where the check did."""
     if cell.polling_seconds is not None:
-        return _seconds(cell.polling_seconds)
+        told = _seconds(cell.polling_seconds)
+        return told if cell.expected != "OK" else f"false {told}"
     if cell.polling == "UNKNOWN":
         return "no answer"
     if cell.seconds is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import stat
 import subprocess
@@ -22,6 +23,10 @@ _NEW = 60.0
 # Seconds that a janitor may take to clear a home, and to clear one that others left.
 _PATIENCE = 60.0
 _PATIENCE_WITH_OTHERS = 5.0
+# Bytes: a Unix socket's path takes at most 107 (unix(7)), of which what a lab adds takes 68.
+_LONGEST = 39
+# The file that says that a directory is a home, whatever it is called.
+_MARK = ".pgsock-home"
 
 
 class Home:
@@ -34,7 +39,7 @@ class Home:
 
     def __init__(self, prefix: str = "pgsock-home-") -> None:
         self.name = secrets.token_hex(4)
-        self.path = base_directory(executable=True) / f"{prefix}{self.name}"
+        self.path = base_directory(executable=True, longest=_LONGEST) / f"{prefix}{self.name}"
         self._janitor: subprocess.Popen[bytes] | None = None
         self._lock = -1
 
@@ -55,6 +60,7 @@ class Home:
                     raise LabError(f"{sys.executable} does not run {janitor.__file__}")
             self.path.mkdir(mode=0o755)
             self.path.chmod(0o755)
+            (self.path / _MARK).touch(mode=0o600)
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
@@ -84,13 +90,18 @@ class Home:
 
 
 def homes(prefix: str) -> list[Path]:
-    """The homes of this user below the base directories whose name begins with `prefix`."""
+    """The homes of this user below the base directories with this `prefix`."""
     found = []
     for base in base_candidates():
         for path in sorted(base.glob(f"{prefix}*")):
             with contextlib.suppress(OSError):
-                status = path.lstat()
-                if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+                status, mark = path.lstat(), (path / _MARK).lstat()
+                if (
+                    re.fullmatch(r"[0-9a-f]{8}", path.name.removeprefix(prefix))
+                    and stat.S_ISDIR(status.st_mode)
+                    and stat.S_ISREG(mark.st_mode)
+                    and status.st_uid == mark.st_uid == os.geteuid()
+                ):
                     found.append(path)
     return found
 

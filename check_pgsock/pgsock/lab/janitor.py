@@ -33,32 +33,54 @@ def working_below(directory: Path) -> list[int]:
     """The pids of processes whose working directory is `directory` or lies below it.
 
     Everything that a lab starts works there (PostgreSQL in its data directory), and lab
-    directories are fresh, so these are the lab's own, but for what has a terminal: that is
-    somebody who looks around. Processes that we may not look into are not found; a zombie has no
-    working directory.
+    directories are fresh, so these are the lab's own, but for what has a terminal, that is
+    somebody who looks around, and what is of a user who owns no directory there. Processes that
+    we may not look into are not found; a zombie has no working directory.
     """
+    return _working_below(directory, _owners(directory))
+
+
+def _working_below(directory: Path, owners: set[int]) -> list[int]:
     whole, below = str(directory), f"{directory}/"
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
                 path = os.readlink(f"/proc/{entry}/cwd").removesuffix(" (deleted)")
-                if (path == whole or path.startswith(below)) and not _has_terminal(entry):
+                if (
+                    (path == whole or path.startswith(below))
+                    and os.stat(f"/proc/{entry}").st_uid in owners
+                    and not _has_terminal(entry)
+                ):
                     found.append(int(entry))
     return found
 
 
-def kill_below(directory: Path, seconds: float = 5.0) -> list[int]:
+def _owners(directory: Path) -> set[int]:
+    """The user ids that own the directory or one up to two levels below it, and our own."""
+    owners = {os.geteuid()}
+    for depth in ("", "*", "*/*"):
+        with contextlib.suppress(OSError):
+            for path in directory.glob(depth) if depth else (directory,):
+                status = path.lstat()
+                if stat.S_ISDIR(status.st_mode):
+                    owners.add(status.st_uid)
+    return owners
+
+
+def kill_below(directory: Path, seconds: float = 5.0, owners: set[int] | None = None) -> list[int]:
     """Kill every process that works or has a home below `directory`, and remove the POSIX shared
     memory that it leaves; the pids of those still there at the end.
 
     initdb's servers use such memory whatever the settings of a lab's. This process and its parent
-    are not killed: they only end their own.
+    are not killed: they only end their own. `owners` are users whose processes are meant, where
+    they are known better than by the directories that are left.
     """
+    owners = _owners(directory) if owners is None else owners
     segments: set[str] = set()
     spared = {os.getpid(), os.getppid()}
     give_up = time.monotonic() + seconds
-    while pids := {*working_below(directory), *_at_home_below(directory)} - spared:
+    while pids := {*_working_below(directory, owners), *_at_home_below(directory)} - spared:
         if time.monotonic() > give_up:
             break
         # Stopped first, so that what they have is what they leave.
@@ -80,7 +102,10 @@ def remove_shared_memory(data_directory: Path, seconds: float = 1.0) -> None:
     killed before it wrote them, the key is the inode of the data directory (sysv_shmem.c).
     """
     try:
-        lines = (data_directory / "postmaster.pid").read_bytes().splitlines()
+        # Its owner may be another user: no link is followed, and no pipe waited for.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(data_directory / "postmaster.pid", flags), "rb") as stream:
+            lines = stream.read(4096).splitlines()
         inode = ctypes.c_int32(data_directory.stat().st_ino).value
     except OSError:
         return
@@ -102,8 +127,10 @@ def clear(directory: Path, seconds: float = 30.0) -> None:
     Raises OSError where it cannot be removed within `seconds`.
     """
     give_up = time.monotonic() + seconds
+    owners: set[int] = set()
     while True:
-        kill_below(directory)
+        owners |= _owners(directory)
+        kill_below(directory, owners=owners)
         for path, names, files in os.walk(directory):
             if "postmaster.pid" in files:
                 names.clear()
@@ -163,8 +190,18 @@ def _at_home_below(directory: Path) -> Iterator[int]:
                     words = stream.read().split(b"\0")[:-1]
                 if len(words) > 2 and os.path.basename(words[-3]) == program:
                     path, parent = words[-2:]
-                    if path.startswith(below) and _status(entry)[1] == parent:
+                    if (
+                        path.startswith(below)
+                        and _status(entry)[1] == parent
+                        and _is_ours(entry)
+                        and _is_ours(parent.decode())
+                    ):
                         yield int(parent)
+
+
+def _is_ours(pid: str) -> bool:
+    """Whether a process (never the first) runs as we do: what others call themselves is theirs."""
+    return pid != "1" and os.stat(f"/proc/{pid}").st_uid == os.geteuid()
 
 
 def _has_terminal(pid: str) -> bool:

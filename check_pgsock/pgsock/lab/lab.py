@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import shutil
 import subprocess
 import threading
@@ -99,15 +100,22 @@ class Lab:
 
     def new_postgres(self, **settings: Setting) -> PostgresServer:
         """A PostgreSQL (not started yet) set up as the lab's is."""
+        client_host, server_host = self.client_host, self.server_host
         arguments = ["-c", f"max_connections={self.max_connections}"]
         return PostgresServer(
             self.binaries,
             settings={"superuser_reserved_connections": RESERVED, **settings},
             arguments=arguments,
+            # Everybody on this machine reaches its ports and sockets. As superuser they could run
+            # programs as us: only we and the server's own user may be that.
             hba=[
-                f"host {whom} all {host.address}/32 trust"
-                for host in (self.client_host, self.server_host)
-                for whom in ("all", "replication")
+                "local all,replication postgres peer map=lab",
+                "host all,replication postgres all reject",
+                "host replication all all reject",
+                *(f"host all all {h.address}/32 trust" for h in (client_host, server_host)),
+            ],
+            ident=[
+                f"lab {name} postgres" for name in {pwd.getpwuid(os.geteuid()).pw_name, "nobody"}
             ],
             host=self.server_host,
             parent=self.home.path,
@@ -181,5 +189,6 @@ class Lab:
         except subprocess.CalledProcessError as error:
             raise LabError(f"openssl makes no certificate: {error.stderr.strip()}") from None
         key.chmod(0o600)
+        certificate.chmod(0o644)
         accounts.own(key, accounts.account_of("nobody"))
         return key, certificate

@@ -32,7 +32,8 @@ class PostgresServer(Server):
     """A context manager: a new cluster, started on enter, killed and removed on exit.
 
     Beyond what Server says: the authentication is trust, the superuser `postgres`. `settings` go
-    to postgresql.conf, `arguments` to the postmaster's command line, `hba` lines to pg_hba.conf.
+    to postgresql.conf, `arguments` to the postmaster's command line, `hba` lines to the head of
+    pg_hba.conf, `ident` lines to pg_ident.conf.
     """
 
     title = "PostgreSQL"
@@ -46,6 +47,7 @@ class PostgresServer(Server):
         settings: Mapping[str, Setting] | None = None,
         arguments: Sequence[str] = (),
         hba: Sequence[str] = (),
+        ident: Sequence[str] = (),
         user: str = "nobody",
         host: Host = LOCAL,
         parent: Path | None = None,
@@ -57,6 +59,7 @@ class PostgresServer(Server):
         self.data_directory = Path()
         self._settings = {"listen_addresses": self.host, **_SETTINGS, **(settings or {})}
         self._hba = hba
+        self._ident = ident
 
     def execute(self, sql: str, database: str = "postgres") -> list[Row]:
         """The rows of `sql`, run over the Unix socket: no TCP socket is left behind."""
@@ -116,8 +119,10 @@ class PostgresServer(Server):
         self._make_socket_directory(directory)
         self._make_cluster()
         self.configure({"unix_socket_directories": str(self.socket_directory), **self._settings})
-        with open(self.data_directory / "pg_hba.conf", "a", encoding="utf-8") as stream:
-            stream.writelines(f"{line}\n" for line in self._hba)
+        for name, lines in (("pg_hba.conf", self._hba), ("pg_ident.conf", self._ident)):
+            path = self.data_directory / name
+            given = path.read_text(encoding="utf-8")
+            path.write_text("".join(f"{line}\n" for line in lines) + given, encoding="utf-8")
 
     def _make_cluster(self) -> None:
         """Fill the data directory."""

@@ -50,9 +50,16 @@ class Server(abc.ABC):
     @property
     def pid(self) -> int:
         """The pid of its (first) process; raises LabError when it is not running."""
-        if self._process is None or self._process.poll() is not None:
+        pid = self.process_id
+        if pid is None:
             raise LabError(f"{self.title} is not running")
-        return self._process.pid
+        return pid
+
+    @property
+    def process_id(self) -> int | None:
+        """Its pid, or None when it is not running."""
+        process = self._process
+        return None if process is None or process.poll() is not None else process.pid
 
     def dsn(self, database: str = "postgres", user: str = "postgres") -> str:
         """A conninfo string for its TCP port."""

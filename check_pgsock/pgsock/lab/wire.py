@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import select
 import socket
 import ssl
 import struct
@@ -97,6 +98,20 @@ class Session:
     def local_port(self) -> int:
         """The client's own TCP port."""
         return int(self.socket.getsockname()[1])
+
+    def is_lost(self) -> bool:
+        """Whether the server has ended it; what it says before that is left to be read."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        try:
+            while poll.poll(0):
+                data = self.socket.recv(65536)
+                if not data:
+                    return True
+                self._unread += data
+        except OSError:
+            return True
+        return False
 
     def simple_query(self, sql: str) -> None:
         """Send `sql` (one or more statements) and do not wait for its answer."""

@@ -80,7 +80,13 @@ class Churn(Fault):
     speed = 60.0
     vias = (POSTGRESQL, PGBOUNCER)
 
+    def trouble(self) -> str | None:
+        if self._refusal is not None:
+            return f"its connections are refused: {self._refusal}"
+        return super().trouble()
+
     def start(self) -> None:
+        self._refusal: str | None = None
         come_and_go, server = _WAYS[self.kind], self.lab.server(self.via)
         with self.lab.client_host.entered():
             try:
@@ -91,13 +97,16 @@ class Churn(Fault):
         pace = Pace(self.rate)
 
         def work() -> None:
-            try:
-                with self.lab.client_host.entered():
-                    while True:
-                        self.pause(pace.take_turn())
+            with self.lab.client_host.entered():
+                while True:
+                    self.pause(pace.take_turn())
+                    # Clients come again when they were refused: after a restart it goes on.
+                    try:
                         come_and_go(server)
-            finally:
-                self.ending.set()  # one that fails ends all: the others would hide it
+                        self._refusal = None
+                    except (LabError, OSError) as error:
+                        self._refusal = str(error)
+                        pace.forget()
 
         for _ in range(_THREADS):
             self.in_background(work)

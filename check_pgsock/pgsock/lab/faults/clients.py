@@ -21,6 +21,7 @@ from check_pgsock.pgsock.lab.lab import APPLICATION, DATABASE
 from check_pgsock.pgsock.lab.server_sockets import accept_queue, ends_of
 from check_pgsock.pgsock.lab.wire import Session
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Socket
+from check_pgsock.text import plural
 
 # Seconds until nothing of a fault must be left on the server.
 _END = 2.5
@@ -82,12 +83,17 @@ class Orphan(_SeenOnServer):
 
     def start(self) -> None:
         client = self.stack.enter_context(ClientProcess(self.lab, self.count, _LONG))
+        self._orphans = set(client.backend_pids)
         self.stack.callback(self._end_backends, client.backend_pids)
         ports = self._client_ports(client.backend_pids)
         client.kill()
         self._wait_for_ends(
             ports, lambda end: end.state == CLOSE_WAIT and end.inode != 0, "orphaned backends"
         )
+
+    def trouble(self) -> str | None:
+        gone = len(self._orphans.difference(self.lab.postgres.process_ids()))
+        return f"{gone} of {plural(self.count, 'orphan')} gone" if gone else super().trouble()
 
     def _client_ports(self, pids: list[int]) -> set[int]:
         numbers = ", ".join(map(str, pids))
@@ -201,6 +207,12 @@ class Stall(_SeenOnServer):
             # Whoever is the postmaster by now: one that goes on anyway is not harmed.
             with contextlib.suppress(LabError):
                 os.kill(self.lab.postgres.pid, signal.SIGCONT)
+
+    def trouble(self) -> str | None:
+        pid = self.lab.postgres.process_id
+        if pid is None or not _is_stopped(pid):
+            return "the postmaster is not stopped any more"
+        return super().trouble()
 
     def _wait_until_accepted(self, gave_up: set[int]) -> None:
         def is_back() -> bool:

@@ -12,6 +12,8 @@ from typing import ClassVar, NamedTuple
 from check_pgsock.errors import UsageError
 from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.lab import Lab
+from check_pgsock.pgsock.lab.wire import Session
+from check_pgsock.text import plural
 
 POSTGRESQL, PGBOUNCER = "postgresql", "pgbouncer"
 
@@ -55,6 +57,8 @@ class Fault(abc.ABC):
     vias: ClassVar[tuple[str, ...]] = (POSTGRESQL,)
     needs_pgbouncer: ClassVar[bool] = False
     needs_two_hosts: ClassVar[bool] = False
+    # Over as soon as it was made: there is nothing to stop.
+    is_instant: ClassVar[bool] = False
 
     def __init__(self, lab: Lab, wanted: Wanted = DEFAULT) -> None:
         """Raises UsageError where `wanted` is not what this fault takes, or the lab lacks what
@@ -69,6 +73,7 @@ class Fault(abc.ABC):
         self.stack = contextlib.ExitStack()
         self._background: list[threading.Thread] = []
         self._failures: list[str] = []
+        self._held: list[Session] = []
         self._starting = threading.RLock()
         if (self.needs_pgbouncer or self.via == PGBOUNCER) and not lab.pooled:
             raise UsageError(f"{self.name} needs PgBouncer, which this lab has not")
@@ -117,6 +122,18 @@ class Fault(abc.ABC):
         self.stack.close()
         if self._failures:
             raise LabError(f"{self.name} stopped by itself: {self._failures[0]}")
+
+    def hold(self, session: Session) -> Session:
+        """Keep a session open until the end; trouble() tells when it was lost before."""
+        self._held.append(session)
+        return self.stack.enter_context(session)
+
+    def trouble(self) -> str | None:
+        """Why the fault is not what it says any more, or None."""
+        if self._failures:
+            return f"it stopped by itself: {self._failures[0]}"
+        lost = sum(session.is_lost() for session in self._held)
+        return f"{lost} of {plural(len(self._held), 'session')} lost" if lost else None
 
     def pause(self, seconds: float) -> None:
         """Wait; raises Stopped as soon as the fault is to end."""

@@ -7,6 +7,7 @@ from check_pgsock.pgsock.lab.client_process import ClientProcess
 from check_pgsock.pgsock.lab.faults.fault import PGBOUNCER, POSTGRESQL, Fault
 from check_pgsock.pgsock.lab.faults.pace import Pace
 from check_pgsock.pgsock.lab.wire import WireError
+from check_pgsock.text import plural
 
 _BOTH = (POSTGRESQL, PGBOUNCER)
 
@@ -34,7 +35,7 @@ class Saturate(Fault):
         # Again and again: sessions that were ending when they were counted are gone after.
         while (missing := self.count - self.lab.established(self.via)) > 0:
             for _ in range(missing):
-                self.stack.enter_context(self.lab.connect(self.via))
+                self.hold(self.lab.connect(self.via))
                 self.pause(0)
 
 
@@ -59,7 +60,7 @@ class Ramp(Fault):
                 return False
             raise
         self.stack.callback(self.lab.ending.wait, 1 / self.rate)
-        self.stack.enter_context(session)
+        self.hold(session)
         return True
 
 
@@ -73,7 +74,7 @@ class Leak(Fault):
 
     def start(self) -> None:
         for _ in range(self.count):
-            session = self.stack.enter_context(self.lab.connect(self.via))
+            session = self.hold(self.lab.connect(self.via))
             session.query("select 1" if self.kind == "idle" else "begin; select 1")
             self.pause(0)
 
@@ -86,4 +87,8 @@ class Hoard(Fault):
     vias = _BOTH
 
     def start(self) -> None:
-        self.stack.enter_context(ClientProcess(self.lab, self.count, via=self.via))
+        self._client = self.stack.enter_context(ClientProcess(self.lab, self.count, via=self.via))
+
+    def trouble(self) -> str | None:
+        lost = self._client.count_lost()
+        return f"{lost} of {plural(self.count, 'session')} lost" if lost else super().trouble()

@@ -17,6 +17,7 @@ class Crash(Fault):
     """A backend is killed: PostgreSQL ends all sessions, recovers, and forgets its statistics."""
 
     name = "crash"
+    is_instant = True
 
     def start(self) -> None:
         server = self.lab.postgres
@@ -36,6 +37,7 @@ class Restart(Fault):
     """PostgreSQL is stopped ("fast") and started again."""
 
     name = "restart"
+    is_instant = True
 
     def start(self) -> None:
         server = self.lab.postgres
@@ -47,6 +49,7 @@ class ResetStatistics(Fault):
     """The statistics of the application's database are reset (pg_stat_reset)."""
 
     name = "reset-statistics"
+    is_instant = True
 
     def start(self) -> None:
         before = self._since()

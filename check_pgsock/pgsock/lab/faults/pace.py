@@ -20,6 +20,11 @@ class Pace:
         self._due = time.monotonic()
         self._lock = threading.Lock()
 
+    def forget(self) -> None:
+        """Let the turns that are late be lost: nobody could have taken them."""
+        with self._lock:
+            self._due = max(self._due, time.monotonic())
+
     def take_turn(self) -> float:
         """Seconds until the next turn, which is the caller's; 0 where it is late.
 

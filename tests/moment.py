@@ -14,9 +14,9 @@ LOCAL6 = bytes(15) + b"\x01"
 ANY6 = bytes(16)
 
 LISTENERS = [
-    Listener(ANY6, 6432, 0, 40806, 4175, 0, 128),
-    Listener(LOCAL4, 5432, 0, 40804, 4174, 2, 40),
-    Listener(LOCAL4, 7432, 0, 40807, 4173, 0, 8),
+    Listener(ANY6, 6432, 0, 40806, 4175, 0, 128, None, 1),
+    Listener(LOCAL4, 5432, 0, 40804, 4174, 2, 40, None, 1),
+    Listener(LOCAL4, 7432, 0, 40807, 4173, 0, 8, None, 1),
 ]
 
 

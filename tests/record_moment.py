@@ -24,11 +24,11 @@ V4_PORT, V6_PORT, DEFERRED_PORT = 5432, 6432, 7432
 ALL_STATES = 0xFFFF
 
 
-def dump(query: Query) -> bytes:
-    """The raw datagrams that answer `query`, one after the other."""
+def dump(request: bytes) -> bytes:
+    """The raw datagrams that answer `request`, one after the other."""
     parts = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as channel:
-        channel.send(inet_diag.pack_request(query, 1))
+        channel.send(request)
         while True:
             data = channel.recv(1 << 16)
             parts.append(data)
@@ -79,8 +79,10 @@ def main() -> None:
     time.sleep(0.05)
     shutil.rmtree(MOMENT, ignore_errors=True)
     (MOMENT / "net").mkdir(parents=True)
-    (MOMENT / "all.bin").write_bytes(dump(Query((), True, ALL_STATES)))
-    (MOMENT / "info.bin").write_bytes(dump(Query((V4_PORT,), True, ALL_STATES, info=True)))
+    everything = inet_diag.pack_request(Query((), True, ALL_STATES), 1)
+    infos = inet_diag.pack_request(Query((V4_PORT,), True, ALL_STATES, info=True), 1)
+    (MOMENT / "all.bin").write_bytes(dump(everything))
+    (MOMENT / "info.bin").write_bytes(dump(infos))
     for name in ("tcp", "tcp6"):
         (MOMENT / "net" / name).write_bytes(Path(f"/proc/self/net/{name}").read_bytes())
     os._exit(0)

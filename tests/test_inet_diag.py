@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import struct
 import sys
 
 import pytest
 
-from check_pgsock.errors import MalformedError, SourceError
+from check_pgsock.errors import MalformedError
 from check_pgsock.sockets import inet_diag, model
 from check_pgsock.sockets.model import Query, Socket, Tally, TcpInfo
+from check_pgsock.sockets.netlink_dump import Dump
+from tests.details import DETAILS, TCP_LISTENERS, UNREAD, UNREADING
 from tests.moment import LISTENERS, LOCAL4, LOCAL6, MOMENT, SOCKETS
 
 pytestmark = pytest.mark.skipif(
@@ -20,17 +21,19 @@ ALL = (MOMENT / "all.bin").read_bytes()
 DONE = struct.pack("=IHHIIi", 20, 3, 2, 1, 0, 0)
 
 
-def parsed(data: bytes) -> list[Socket]:
+def parsed(data: bytes, info: bool = True, cgroup: bool = False) -> list[Socket]:
     """The sockets of a whole dump."""
-    dump = inet_diag.Dump(1)
-    found = [one for run in dump.runs(data) for one in inet_diag.parse_sockets(data, run)]
+    dump = Dump(1, inet_diag.SHORTEST)
+    found = [
+        one for run in dump.runs(data) for one in inet_diag.parse_sockets(data, run, info, cgroup)
+    ]
     assert dump.done
     return found
 
 
 def counted(data: bytes, accepts: object = None) -> Tally:
     """The tally of a whole dump."""
-    tally, dump = Tally(), inet_diag.Dump(1)
+    tally, dump = Tally(), Dump(1, inet_diag.SHORTEST)
     for run in dump.runs(data):
         inet_diag.count_sockets(data, run, tally, accepts)  # type: ignore[arg-type]
     return tally
@@ -79,25 +82,67 @@ def test_tally_of_a_filter_equals_the_filtered_sockets() -> None:
 def test_tcp_info() -> None:
     found = {one.remote_port: one.info for one in parsed((MOMENT / "info.bin").read_bytes())}
     assert found == {
-        40001: TcpInfo(108, 108, 0, 5),
-        40004: TcpInfo(108, 108, 0, 1),
-        40006: TcpInfo(56, 56, 0, 0),
-        40007: TcpInfo(56, 56, 0, 0),
+        40001: TcpInfo(108, 108, 0, 5, 108, total_retransmits=0),
+        40004: TcpInfo(108, 108, 0, 1, 108, total_retransmits=0),
+        40006: TcpInfo(56, 56, 0, 0, 56, total_retransmits=0),
+        40007: TcpInfo(56, 56, 0, 0, 56, total_retransmits=0),
     }
+
+
+def test_cgroups_and_the_tcp_info_of_a_client_that_does_not_read() -> None:
+    data = (DETAILS / "ends.bin").read_bytes()
+    assert sorted(parsed(data, cgroup=True)) == [UNREAD, UNREADING]
+    assert sorted(parsed(data)) == [UNREAD._replace(cgroup=None), UNREADING._replace(cgroup=None)]
+    bare = [one._replace(info=None, cgroup=None) for one in (UNREAD, UNREADING)]
+    assert sorted(parsed(data, info=False)) == bare
+
+
+def test_what_listeners_dropped() -> None:
+    tally = counted((DETAILS / "listeners.bin").read_bytes())
+    assert sorted(tally.listeners, key=lambda one: one.port) == TCP_LISTENERS
+
+
+@pytest.mark.parametrize(("room", "drops"), [(32, None), (36, 7), (40, 7)])
+def test_an_older_kernel_tells_no_drops(room: int, drops: int | None) -> None:
+    numbers = struct.pack("=10I", 0, 0, 0, 0, 0, 0, 0, 0, 7, 9)[:room]
+    data = message(20, body(10) + struct.pack("=HH", 4 + room, 7) + numbers)
+    (one,) = counted(data + DONE).listeners
+    assert (one.drops, one.cgroup) == (drops, None)
 
 
 @pytest.mark.parametrize(
     ("room", "expected"),
-    [(60, (None, None)), (104, (None, None)), (128, (17, None)), (136, (17, 19))],
+    [
+        (60, (None, None, None)),
+        (104, (None, None, 23)),
+        (128, (17, None, 23)),
+        (136, (17, 19, 23)),
+        (280, (17, 19, 23)),
+    ],
 )
 def test_tcp_info_of_an_older_kernel_is_shorter(
-    room: int, expected: tuple[int | None, int | None]
+    room: int, expected: tuple[int | None, int | None, int | None]
 ) -> None:
     info = bytearray(280)
+    info[2:5] = b"\x05\x06\x07"
+    struct.pack_into("=I", info, 24, 8)
     struct.pack_into("=IIII", info, 44, 1, 2, 3, 4)
+    struct.pack_into("=I", info, 100, 23)
     struct.pack_into("=QQ", info, 120, 17, 19)
     data = message(20, body() + struct.pack("=HH", 4 + room, 2) + info[:room])
-    assert parsed(data + DONE)[0].info == TcpInfo(1, 3, *expected)
+    acked, received, total = expected
+    assert parsed(data + DONE)[0].info == TcpInfo(
+        last_data_sent_ms=1,
+        last_data_received_ms=3,
+        last_ack_received_ms=4,
+        bytes_acked=acked,
+        bytes_received=received,
+        retransmits=5,
+        probes=6,
+        backoff=7,
+        unacked=8,
+        total_retransmits=total,
+    )
 
 
 def test_a_due_timer_that_wraps_is_zero() -> None:
@@ -106,10 +151,9 @@ def test_a_due_timer_that_wraps_is_zero() -> None:
     assert parsed(bytes(raw) + DONE)[0].expires_ms == 0
 
 
-def test_runs_of_unequal_messages_are_kept_apart() -> None:
+def test_runs_of_unequal_messages_are_counted_apart() -> None:
     longer = message(20, body(8) + struct.pack("=HHI", 8, 15, 0))
     data = message(20, body()) * 3 + longer * 2 + message(20, body(6, 0)) * 300 + DONE
-    assert [run[2] for run in inet_diag.Dump(1).runs(data)] == [3, 2, 300]
     tally = counted(data)
     assert (tally.states[1], tally.states[8], tally.states[6]) == (3, 2, 300)
     assert tally.not_accepted == 0
@@ -121,47 +165,36 @@ def test_inode_zero_is_found_in_every_byte() -> None:
     assert counted(data).not_accepted == 2
 
 
-def test_errno_in_an_error_message() -> None:
-    with pytest.raises(SourceError) as caught:
-        parsed(message(2, struct.pack("=i", -errno.EPERM)))
-    assert str(caught.value) == (
-        "the netlink socket dump was refused with EPERM (Operation not permitted)"
-    )
-
-
-def test_errno_inside_done() -> None:
-    with pytest.raises(SourceError) as caught:
-        parsed(message(20, body()) + message(3, struct.pack("=i", -errno.ENOENT)))
-    assert str(caught.value) == (
-        "the netlink socket dump ended with ENOENT (No such file or directory)"
-    )
-
-
-def test_interrupted_is_said_by_the_flag_of_any_message() -> None:
-    dump = inet_diag.Dump(1)
-    list(dump.runs(message(20, body()) + message(20, body(), flags=0x12) + DONE))
-    assert dump.interrupted
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (message(20, body()[:-4]), "netlink reply: bad socket message length 84"),
+        (message(20, body(13)), "netlink reply: unknown socket state 13"),
+        (message(20, body() + struct.pack("=HH", 2, 2)), "netlink reply: bad attribute length 2"),
+        (message(20, body() + struct.pack("=HHI", 8, 2, 0)), "netlink reply: tcp_info of 4 bytes"),
+        (message(20, body() + struct.pack("=HHI", 8, 21, 0)),
+         "netlink reply: a number of 4 bytes, not 8"),
+    ],
+)  # fmt: skip
+def test_malformed_replies_are_errors(data: bytes, sentence: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        parsed(data, cgroup=True)
+    assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (message(20, body())[:10], "netlink reply: 10 stray bytes at 0"),
-        (message(20, body())[:-4], "netlink reply: bad message length 88 at 0"),
-        (struct.pack("=IHHII", 8, 20, 2, 1, 0), "netlink reply: bad message length 8 at 0"),
-        (message(20, body()[:-4]), "netlink reply: bad socket message length 84"),
-        (message(20, body(), sequence=7), "netlink reply: sequence 7, not 1"),
-        (message(99, b""), "netlink reply: unknown message type 99"),
-        (message(2, struct.pack("=i", 0)),
-         "netlink reply: an acknowledgement where sockets belong"),
-        (message(20, body(13)), "netlink reply: unknown socket state 13"),
-        (message(20, body() + struct.pack("=HH", 2, 2)), "netlink reply: bad attribute length 2"),
-        (message(20, body() + struct.pack("=HHI", 8, 2, 0)), "netlink reply: tcp_info of 4 bytes"),
+        (message(20, body(10) + struct.pack("=HHI", 8, 21, 0)),
+         "netlink reply: a number of 4 bytes, not 8"),
+        (message(20, body(10) + struct.pack("=HH34x", 38, 7) + bytes(2)),
+         "netlink reply: a number of 2 bytes, not 4"),
+        (message(20, body(10) + struct.pack("=HH", 3, 7)), "netlink reply: bad attribute length 3"),
     ],
 )  # fmt: skip
-def test_malformed_replies_are_errors(data: bytes, sentence: str) -> None:
+def test_malformed_listeners_are_errors(data: bytes, sentence: str) -> None:
     with pytest.raises(MalformedError) as caught:
-        parsed(data)
+        counted(data)
     assert str(caught.value) == sentence
 
 
@@ -198,7 +231,14 @@ def test_request_names_states_and_asks_for_no_extension() -> None:
     assert struct.unpack_from("=IHHII", request) == (88, 18, 0x301, 5, 0)
     assert request[16:20] == bytes(4)
     assert struct.unpack_from("=II", request, 16 + 52) == (1 << 8, 0)
-    assert inet_diag.pack_request(Query((5432,), True, 2, info=True), 5)[19] == 2
+    query = Query((5432,), True, 2)
+    for wish, extensions in (
+        (query._replace(info=True), 2),
+        (query._replace(drops=True), 64),
+        (query._replace(info=True, drops=True), 66),
+        (query._replace(cgroup=True), 0),  # always told
+    ):
+        assert inet_diag.pack_request(wish, 5)[19] == extensions
 
 
 def test_query_for_syn_recv_includes_request_sockets() -> None:

@@ -9,7 +9,7 @@ import pytest
 from check_pgsock import options
 from check_pgsock.legs import Leg, top_peers
 from check_pgsock.sockets import model
-from check_pgsock.sockets.model import Listener
+from check_pgsock.sockets.model import Listener, Query
 from tests.moment import ANY6, LOCAL4, LOCAL6, SOCKETS
 
 
@@ -25,8 +25,8 @@ def listener(address: bytes, port: int = 5432) -> Listener:
 
 def test_query_of_each_leg() -> None:
     query = Leg((5432, 6432)).query(model.ESTABLISHED, model.SYN_RECV)
-    assert query == ((5432, 6432), True, 1 << 1 | 1 << 3 | 1 << 12, None, False)
-    assert Leg((5432,), server=False).query(model.CLOSE_WAIT) == ((5432,), False, 256, None, False)
+    assert query == Query((5432, 6432), True, 1 << 1 | 1 << 3 | 1 << 12, None, False)
+    assert Leg((5432,), server=False).query(model.CLOSE_WAIT) == Query((5432,), False, 256)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def test_tally_and_listeners_are_netlinks(byteorder: str) -> None:
         expected.add(one.state, one.inode)
     assert tally.states == expected.states
     assert tally.not_accepted == expected.not_accepted == 2
-    assert sorted(tally.listeners) == [one._replace(cookie=None, backlog=None) for one in LISTENERS]
+    assert sorted(tally.listeners) == [
+        one._replace(cookie=None, backlog=None, cgroup=None) for one in LISTENERS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,58 @@ def test_queries_filter_states_ports_and_addresses(query: Query, ports: set[int]
         )
     ]
     assert {one.remote_port for one in found} <= set(query.ports)
+
+
+def states_of(*lines: bytes) -> list[tuple[int, int]]:
+    """(state, inode) of the sockets that a file of these lines shows, however it is fed."""
+    whole = list(Table("tcp", EVERYTHING, BYTE_ORDER).sockets([HEADER, *lines]))
+    table, tally = Table("tcp", EVERYTHING, BYTE_ORDER), Tally()
+    for line in (HEADER, *lines):
+        table.count([line], tally)
+    assert sum(tally.states) == len(whole)
+    return [(one.state, one.inode) for one in whole]
+
+
+OWNED = LINES[2]  # ESTABLISHED, inode 40809
+ENDS = b"0100007F:1538 0100007F:9C41"
+UNOWNED = OWNED.replace(b"40809", b"0")
+IN_TIME_WAIT = UNOWNED.replace(b" 01 ", b" 06 ")
+
+
+def test_a_socket_listed_again_is_one() -> None:
+    assert ENDS in OWNED
+    changed = OWNED.replace(b"   2: ", b"  99: ").replace(
+        b"00000000:00000005", b"00000001:00000000"
+    )
+    assert changed != OWNED
+    assert states_of(OWNED, changed, OWNED) == [(1, 40809)]
+    assert states_of(UNOWNED, UNOWNED) == [(1, 0)]
+    assert states_of(IN_TIME_WAIT, IN_TIME_WAIT) == [(6, 0)]
+    tally = Tally()
+    Table("tcp", EVERYTHING, BYTE_ORDER).count([HEADER, *LINES, *LINES], tally)
+    once = Tally()
+    Table("tcp", EVERYTHING, BYTE_ORDER).count([HEADER, *LINES], once)
+    assert (tally.states, tally.listeners) == (once.states, once.listeners)
+    assert len(tally.listeners) == 2
+
+
+def test_a_socket_that_changed_before_it_was_listed_again_is_one() -> None:
+    assert states_of(OWNED, OWNED.replace(b" 01 ", b" 08 ")) == [(1, 40809)]  # its client left
+    assert states_of(UNOWNED, OWNED) == [(1, 0)]  # it was accepted
+    half_open = UNOWNED.replace(b" 01 ", b" 03 ")
+    assert states_of(half_open, UNOWNED, OWNED) == [(3, 0)]  # the handshake ended
+    # What closes meanwhile is in both states, and is what it was when it was listed.
+    assert states_of(OWNED, IN_TIME_WAIT) == [(1, 40809), (6, 0)]
+
+
+def test_another_socket_with_the_same_ends_is_another() -> None:
+    # A new connection has taken the place of one in TIME_WAIT.
+    assert states_of(IN_TIME_WAIT, OWNED) == [(6, 0), (1, 40809)]
+    assert states_of(IN_TIME_WAIT, UNOWNED) == [(6, 0), (1, 0)]
+    # Bound to different devices (a VRF) two live sockets may have the same ends.
+    assert states_of(OWNED, OWNED.replace(b"40809", b"7")) == [(1, 40809), (1, 7)]
+    other_port = OWNED.replace(b":9C41", b":9C42")
+    assert states_of(OWNED, other_port) == [(1, 40809)] * 2  # inodes are used again
 
 
 def test_retransmits_are_those_of_the_running_timer() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
+import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,11 +14,13 @@ import pytest
 
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import DeadlineError, SourceError
+from check_pgsock.pgsock.lab.hosts import NamespaceHost
 from check_pgsock.sockets import model, sources
 from check_pgsock.sockets.model import Query, Socket
 from check_pgsock.sockets.sources import NetlinkSource, SocketReader
-from tests import support
+from tests import restricted, support
 from tests.moment import MOMENT
+from tests.restricted import DENY_NETLINK, HIDE_PROC
 
 EVERY_STATE = 0xFFFF
 
@@ -59,7 +60,7 @@ def mixed() -> Iterator[tuple[int, int]]:
 
 def same(one: Socket) -> Socket:
     """What both sources can say of a socket; a timer goes on between two readings."""
-    return one._replace(cookie=None, expires_ms=0)
+    return one._replace(cookie=None, expires_ms=0, cgroup=None)
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -74,9 +75,9 @@ def test_both_sources_agree_on_one_moment(mixed: tuple[int, int], local: bool) -
     assert one.states == other.states
     assert one.not_accepted == other.not_accepted == (3 if local else 0)
     assert sum(one.states) == len(by_netlink)
-    assert sorted(x._replace(cookie=None, backlog=None) for x in one.listeners) == sorted(
-        other.listeners
-    )
+    assert sorted(
+        x._replace(cookie=None, backlog=None, cgroup=None) for x in one.listeners
+    ) == sorted(other.listeners)
     assert {x.backlog for x in one.listeners} == ({128} if local else set())
 
 
@@ -96,6 +97,131 @@ def test_tcp_info_is_read_only_when_asked_for(mixed: tuple[int, int]) -> None:
     infos = [one.info for one in reader.sockets(query._replace(info=True))]
     assert len(infos) == 6
     assert all(info is not None and info.bytes_received == 0 for info in infos)
+
+
+def test_tcp_info_of_a_peer_that_vanished(two_hosts: tuple[NamespaceHost, NamespaceHost]) -> None:
+    near, far = two_hosts
+    with ExitStack() as stack:
+        with near.entered():
+            server = stack.enter_context(socket.create_server((near.address, 0)))
+        address = server.getsockname()
+        accepted = []
+        for _ in range(2):
+            with far.entered():
+                stack.enter_context(socket.create_connection(address))
+            accepted.append(stack.enter_context(server.accept()[0]))
+        sending, silent = accepted
+        silent.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        silent.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        far.disappear(near)
+        sending.send(b"hello")
+        ports = [one.getpeername()[1] for one in accepted]
+        found: list[Socket] = []
+
+        def gave_no_answer() -> bool:
+            with near.entered():
+                reader = SocketReader("netlink", None, Deadline(5))
+                query = Query((address[1],), True, 1 << model.ESTABLISHED, info=True)
+                found[:] = sorted(
+                    reader.sockets(query), key=lambda one: ports.index(one.remote_port)
+                )
+            return found[0].retransmits >= 2 and found[1].retransmits >= 2
+
+        support.wait_until(gave_no_answer, "unanswered packets", 10)
+        (data, first), (probe, second) = ((one, one.info) for one in found)
+        assert first is not None
+        assert (data.timer, data.send_queue, first.unacked, first.probes) == (1, 5, 1, 0)
+        assert data.retransmits == first.retransmits == first.backoff
+        assert first.total_retransmits is not None
+        assert first.total_retransmits >= 2
+        # Each retransmit is data sent.
+        assert first.last_data_sent_ms < first.last_ack_received_ms
+        assert second is not None
+        assert (probe.timer, probe.send_queue, second.unacked, second.retransmits) == (2, 0, 0, 0)
+        assert probe.retransmits == second.probes
+        assert second.last_ack_received_ms >= 2000
+        assert (second.backoff, second.total_retransmits) == (0, 0)
+
+
+def cgroup_of_this_process() -> int | None:
+    """The inode of its cgroup v2 directory, where that is mounted."""
+    with open("/proc/self/cgroup", encoding="utf-8") as stream:
+        (path,) = (line.strip()[3:] for line in stream if line.startswith("0::"))
+    with open("/proc/self/mounts", encoding="utf-8") as stream:
+        roots = [line.split()[1] for line in stream if line.split()[2] == "cgroup2"]
+    return os.stat(roots[0] + path).st_ino if roots else None
+
+
+def test_cgroups_are_read_only_when_asked_for(mixed: tuple[int, int]) -> None:
+    reader = SocketReader("netlink", None, Deadline(5))
+    query = Query(mixed, True, 1 << model.ESTABLISHED)
+    assert {one.cgroup for one in reader.sockets(query)} == {None}
+    assert {one.cgroup for one in reader.sockets(query._replace(info=True))} == {None}
+    for info in (False, True):
+        found = reader.sockets(query._replace(cgroup=True, info=info))
+        assert len(found) == 6
+        assert {one.info is not None for one in found} == {info}
+        # Accepted sockets are in the cgroup of their listener.
+        assert {one.cgroup for one in found} == {x.cgroup for x in reader.listeners(*mixed)}
+        assert cgroup_of_this_process() in (None, found[0].cgroup)
+
+
+def test_drops_are_read_only_when_asked_for() -> None:
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1))
+        port = full.getsockname()[1]
+        reader = SocketReader("netlink", None, Deadline(5))
+        for _ in range(5):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", port))
+        (listener,) = reader.listeners(port)
+        assert (listener.accept_queue, listener.backlog, listener.drops) == (2, 1, None)
+        (listener,) = reader.listeners(port, drops=True)
+        assert listener.drops is not None
+        assert listener.drops >= 3
+        (listener,) = SocketReader("procfs", None, Deadline(5)).listeners(port, drops=True)
+        assert (listener.accept_queue, listener.backlog, listener.drops) == (2, None, None)
+
+
+def test_a_socket_listed_again_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_lines = sources.read_lines
+    listed: list[tuple[bytes, ...]] = []
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
+        port = server.getsockname()[1]
+
+        def connect() -> int:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            # It ends with a RST: sockets left in TIME_WAIT would shrink the table in a minute.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return os.fstat(stack.enter_context(server.accept()[0]).fileno()).st_ino
+
+        def read_and_grow(path: str, deadline: Deadline) -> Iterator[list[bytes]]:
+            # A page that is not full is the last one. When sockets are added then, the kernel
+            # lists as many behind it that it has listed already.
+            grows = path.endswith("tcp")
+            for lines in read_lines(path, deadline):
+                listed.extend(tuple(line.split()[1:4]) for line in lines)
+                yield lines
+                if grows and sum(map(len, lines)) < os.sysconf("SC_PAGE_SIZE") - 500:
+                    grows = False
+                    inodes.update({connect() for _ in range(50)})
+
+        monkeypatch.setattr(sources, "read_lines", read_and_grow)
+        inodes = {connect() for _ in range(200)}
+        query = Query((), True, model.state_mask(model.ESTABLISHED, model.TIME_WAIT))
+        for _ in range(10):  # the table may shrink
+            inodes.add(connect())  # where the last page was full, it is another then
+            there = set(inodes)
+            listed.clear()
+            found = SocketReader("procfs", None, Deadline(5)).sockets(query)
+            assert there <= {one.inode for one in found if one.local_port == port} <= inodes
+            assert len({(one[1:5], one.state) for one in found}) == len(found)
+            if len(listed) - len(set(listed)) >= 10:
+                return
+    pytest.fail("the kernel listed no socket twice: the test proves nothing any more")
 
 
 def test_a_truncated_datagram_is_an_error(
@@ -151,53 +277,9 @@ def test_reading_keeps_the_deadline(mixed: tuple[int, int]) -> None:
             SocketReader(choice, None, deadline).count(Query(mixed, True, EVERY_STATE))
 
 
-# A process that may not open netlink sockets: seccomp, as container runtimes use it.
-_SOCKET_CALL = {"x86_64": 41, "aarch64": 198}
-_DENY_NETLINK = """
-import ctypes, struct, sys
-def op(code, jt, jf, k):
-    return struct.pack("=HBBI", code, jt, jf, k)
-program = b"".join((
-    op(0x20, 0, 0, 0), op(0x15, 0, 3, {call}),      # the call is socket()
-    op(0x20, 0, 0, 16), op(0x15, 0, 1, 16),         # its family is AF_NETLINK
-    op(0x06, 0, 0, 0x00050000 | 13),                # EACCES
-    op(0x06, 0, 0, 0x7FFF0000),
-))
-buffer = ctypes.create_string_buffer(program)
-filter = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.create_string_buffer(filter), 0, 0) == 0, ctypes.get_errno()
-"""
-_HIDE_PROC = """
-import ctypes
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.unshare(0x20000) == 0
-assert libc.mount(None, b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
-assert libc.mount(b"none", b"/proc", b"tmpfs", 0, None) == 0
-"""
-
-
-def run_restricted(preparation: str, check: str, *arguments: str) -> tuple[int, str, str]:
-    """Run a check in a process that first takes something away from itself."""
-    call = _SOCKET_CALL.get(platform.machine())
-    if call is None:
-        pytest.skip(f"the number of socket(2) on {platform.machine()} is not known here")
-    code = preparation.replace("{call}", str(call)) + support.command(check)[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env=support.environment(support.ROOT),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=20,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_auto_goes_over_to_procfs_and_says_why(mixed: tuple[int, int]) -> None:
     arguments = ("-p", str(mixed[0]), "-w", "9")
-    code, out, err = run_restricted(_DENY_NETLINK, "close_wait", *arguments, "-vv")
+    code, out, err = restricted.run(DENY_NETLINK, "close_wait", *arguments, "-vv")
     assert (code, err) == (0, "")
     first, *rest = out.splitlines()
     assert first.startswith(
@@ -209,7 +291,7 @@ def test_auto_goes_over_to_procfs_and_says_why(mixed: tuple[int, int]) -> None:
 
 def test_a_source_chosen_by_name_is_never_replaced(mixed: tuple[int, int]) -> None:
     arguments = ("-p", str(mixed[0]), "--source", "netlink")
-    assert run_restricted(_DENY_NETLINK, "close_wait", *arguments) == (
+    assert restricted.run(DENY_NETLINK, "close_wait", *arguments) == (
         3,
         "PGSOCK_CLOSE_WAIT UNKNOWN - the netlink socket dump failed: Permission denied\n",
         "",
@@ -219,7 +301,7 @@ def test_a_source_chosen_by_name_is_never_replaced(mixed: tuple[int, int]) -> No
 def test_no_source_answers(mixed: tuple[int, int]) -> None:
     support.require("root")
     arguments = ("-p", str(mixed[0]))
-    assert run_restricted(_HIDE_PROC + _DENY_NETLINK, "close_wait", *arguments) == (
+    assert restricted.run(HIDE_PROC + DENY_NETLINK, "close_wait", *arguments) == (
         3,
         "PGSOCK_CLOSE_WAIT UNKNOWN - no source answers; netlink: the netlink socket dump failed: "
         "Permission denied; procfs: /proc/net/tcp cannot be read: No such file or directory\n",

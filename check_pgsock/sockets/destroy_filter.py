@@ -13,7 +13,8 @@ connected has none.
 from struct import Struct
 
 from check_pgsock.errors import MalformedError
-from check_pgsock.sockets.inet_diag import SOCK_DIAG_BY_FAMILY, parse_socket
+from check_pgsock.sockets.inet_diag import SHORTEST, parse_socket
+from check_pgsock.sockets.netlink_dump import HEADER, SOCK_DIAG_BY_FAMILY
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 MOST_PORTS = 1000
 
 _INSTRUCTION = Struct("=HBBI")  # struct sock_filter: code, jump if true, jump if false, k
-_HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port id
-_SHORTEST = 16 + 72  # nlmsghdr and inet_diag_msg
 
 # include/uapi/linux/bpf_common.h. An absolute load converts from network byte order, in which
 # the ports are stored: they are compared as plain numbers on every machine.
@@ -70,12 +69,12 @@ def parse_events(data: "Union[bytes, bytearray]") -> "Iterator[Socket]":
     """
     offset, end = 0, len(data)
     while offset < end:
-        if end - offset < _HEADER.size:
+        if end - offset < HEADER.size:
             raise MalformedError(f"destroy event: {end - offset} stray bytes at {offset}")
-        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        length, kind, _, _, _ = HEADER.unpack_from(data, offset)
         if kind != SOCK_DIAG_BY_FAMILY:
             raise MalformedError(f"destroy event: message type {kind}")
-        if length < _SHORTEST or offset + length > end:
+        if length < SHORTEST or offset + length > end:
             raise MalformedError(
                 f"destroy event: message of {length} bytes in {end - offset} at {offset}"
             )

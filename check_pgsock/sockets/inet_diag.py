@@ -6,11 +6,9 @@ The request is the legacy TCPDIAG_GETSOCK: it alone returns IPv4 and IPv6 in one
 kernel's table (SOCK_DIAG_BY_FAMILY refuses AF_UNSPEC with ENOENT).
 """
 
-import errno
-import os
 from struct import Struct
 
-from check_pgsock.errors import MalformedError, SourceError
+from check_pgsock.errors import MalformedError
 from check_pgsock.sockets.model import (
     ESTABLISHED,
     LISTEN,
@@ -22,35 +20,40 @@ from check_pgsock.sockets.model import (
     TcpInfo,
     fold_address,
 )
+from check_pgsock.sockets.netlink_dump import (
+    ATTRIBUTE,
+    HEADER,
+    TCPDIAG_GETSOCK,
+    attributes,
+    pack_dump_request,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Callable, Optional, Union
 
-TCPDIAG_GETSOCK = 18
-SOCK_DIAG_BY_FAMILY = 20
 INET_DIAG_INFO = 2
-_NLM_F_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
-_NLM_F_DUMP_INTR = 0x10
-_NLMSG_NOOP, _NLMSG_ERROR, _NLMSG_DONE = 1, 2, 3
+INET_DIAG_SKMEMINFO = 7
+INET_DIAG_CGROUP_ID = 21
 _REQ_BYTECODE = 1
 _BC_JMP, _BC_S_EQ, _BC_D_EQ = 1, 11, 12
 
-_HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port id
 _REQUEST = Struct("=BBBB48sII")  # inet_diag_req: family, lengths, ext, id, states, dbs
 # inet_diag_msg: family state timer retrans, sport dport (network order), src dst, interface,
 # cookie, expires rqueue wqueue uid inode
 _MESSAGE = Struct("=BBBB2s2s16s16sIQIIIII")
 _ENDS = Struct("=BBBB2s2s16s16s")
 _INODE = Struct("=I")
-_ATTRIBUTE = Struct("=HH")
-_ERRNO = Struct("=i")
-_TCP_INFO_TIMES = Struct("=IIII")  # last_data_sent last_ack_sent last_data_recv last_ack_recv
-_U64 = Struct("=Q")
-_MESSAGE_MIN = _HEADER.size + _MESSAGE.size
-_STATE_AT = _HEADER.size + 1
-_INODE_AT = _HEADER.size + _MESSAGE.size - 4
+_U32, _U64 = Struct("=I"), Struct("=Q")
+# struct tcp_info, what Linux 2.4 had of it: retransmits probes backoff, unacked, last_data_sent
+# last_data_recv last_ack_recv
+_TCP_INFO = Struct("=2xBBB19xI16xI4xII")
+_TOTAL_RETRANSMITS_AT, _BYTES_ACKED_AT, _BYTES_RECEIVED_AT = 100, 120, 128
+_DROPS_AT = 32  # SK_MEMINFO_DROPS, the 9th number of INET_DIAG_SKMEMINFO
+SHORTEST = HEADER.size + _MESSAGE.size
+_STATE_AT = HEADER.size + 1
+_INODE_AT = HEADER.size + _MESSAGE.size - 4
 _ZERO_IF_ESTABLISHED = bytes(0 if state == ESTABLISHED else 1 for state in range(256))
 _AF_INET6 = 10
 
@@ -75,89 +78,16 @@ def pack_port_filter(ports: "tuple[int, ...]", local: bool) -> bytes:
 
 def pack_request(query: Query, sequence: int) -> bytes:
     """The dump request for `query`: states and ports are left for the kernel to filter."""
-    extensions = 1 << INET_DIAG_INFO - 1 if query.info else 0
+    extensions = 0
+    if query.info:
+        extensions |= 1 << INET_DIAG_INFO - 1
+    if query.drops:
+        extensions |= 1 << INET_DIAG_SKMEMINFO - 1
     body = _REQUEST.pack(0, 0, 0, extensions, bytes(48), query.states, 0)
     if query.ports:
         bytecode = pack_port_filter(query.ports, query.local)
-        body += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(bytecode), _REQ_BYTECODE) + bytecode
-    header = _HEADER.pack(
-        _HEADER.size + len(body), TCPDIAG_GETSOCK, _NLM_F_REQUEST_DUMP, sequence, 0
-    )
-    return header + body
-
-
-class Dump:
-    """The progress of one dump: fed datagrams until `done`; `interrupted` is the kernel's word
-    that the table changed under the walk and the answer is inconsistent.
-    """
-
-    __slots__ = ("done", "interrupted", "sequence")
-
-    def __init__(self, sequence: int) -> None:
-        self.sequence = sequence
-        self.done = False
-        self.interrupted = False
-
-    def runs(self, data: "Union[bytes, bytearray]") -> "Iterator[tuple[int, int, int]]":
-        """Yield (offset, stride, number) of each run of equally headed socket messages in `data`.
-
-        Raises SourceError for NLMSG_ERROR and for an errno inside NLMSG_DONE, MalformedError for
-        bytes that are no netlink messages.
-        """
-        offset, end = 0, len(data)
-        while offset < end:
-            if end - offset < _HEADER.size:
-                raise MalformedError(f"netlink reply: {end - offset} stray bytes at {offset}")
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            if length < _HEADER.size or offset + length > end:
-                raise MalformedError(f"netlink reply: bad message length {length} at {offset}")
-            if sequence != self.sequence:
-                raise MalformedError(f"netlink reply: sequence {sequence}, not {self.sequence}")
-            if flags & _NLM_F_DUMP_INTR:
-                self.interrupted = True
-            if kind in (TCPDIAG_GETSOCK, SOCK_DIAG_BY_FAMILY):
-                if length < _MESSAGE_MIN or length % 4:
-                    raise MalformedError(f"netlink reply: bad socket message length {length}")
-                number = _run_length(data, offset, length)
-                yield offset, length, number
-                offset += length * number
-                continue
-            if kind == _NLMSG_DONE:
-                _raise_errno(data, offset, length, "ended with")
-                self.done = True
-                return
-            if kind == _NLMSG_ERROR:
-                _raise_errno(data, offset, length, "was refused with")
-                raise MalformedError("netlink reply: an acknowledgement where sockets belong")
-            if kind != _NLMSG_NOOP:
-                raise MalformedError(f"netlink reply: unknown message type {kind}")
-            offset += (length + 3) & ~3
-
-
-def _raise_errno(data: "Union[bytes, bytearray]", offset: int, length: int, how: str) -> None:
-    if length < _HEADER.size + _ERRNO.size:
-        return
-    (code,) = _ERRNO.unpack_from(data, offset + _HEADER.size)
-    if code:
-        name = errno.errorcode.get(-code, str(-code))
-        raise SourceError(f"the netlink socket dump {how} {name} ({os.strerror(abs(code))})")
-
-
-def _run_length(data: "Union[bytes, bytearray]", offset: int, stride: int) -> int:
-    """How many messages with the header of the one at `offset` follow each other, itself included.
-
-    Message k lies at offset + k * stride if all before it are `stride` long: slices with that
-    stride compare a byte of all headers at once.
-    """
-    number = (len(data) - offset) // stride
-    end = offset + number * stride
-    for at in range(offset, offset + 8):  # length, type and flags
-        column = data[at:end:stride]
-        same = len(column) - len(column.lstrip(column[:1]))
-        if same < number:
-            number = same
-            end = offset + number * stride
-    return number
+        body += ATTRIBUTE.pack(ATTRIBUTE.size + len(bytecode), _REQ_BYTECODE) + bytecode
+    return pack_dump_request(TCPDIAG_GETSOCK, body, sequence)
 
 
 def count_sockets(
@@ -176,7 +106,7 @@ def count_sockets(
     if LISTEN in found:
         at = states.find(LISTEN)
         while at >= 0:
-            tally.listeners.append(parse_listener(data, offset + at * stride))
+            tally.listeners.append(parse_listener(data, offset + at * stride, stride))
             at = states.find(LISTEN, at + 1)
     if accepts is not None:
         _count_accepted(data, run, tally, accepts)
@@ -200,30 +130,49 @@ def _count_accepted(
 ) -> None:
     offset, stride, number = run
     for at in range(offset, offset + stride * number, stride):
-        family, state, _, _, _, _, source, target = _ENDS.unpack_from(data, at + _HEADER.size)
+        family, state, _, _, _, _, source, target = _ENDS.unpack_from(data, at + HEADER.size)
         if state != LISTEN and accepts(_address(family, source), _address(family, target)):
             (inode,) = _INODE.unpack_from(data, at + _INODE_AT)
             tally.add(state, inode)
 
 
 def parse_sockets(
-    data: "Union[bytes, bytearray]", run: "tuple[int, int, int]"
+    data: "Union[bytes, bytearray]",
+    run: "tuple[int, int, int]",
+    info: bool = True,
+    cgroup: bool = False,
 ) -> "Iterator[Socket]":
     """Yield the sockets of one run of messages, but its listeners."""
     offset, stride, number = run
     for at in range(offset, offset + stride * number, stride):
         if data[at + _STATE_AT] != LISTEN:
-            yield parse_socket(data, at, stride)
+            yield parse_socket(data, at, stride, info, cgroup)
 
 
-def parse_socket(data: "Union[bytes, bytearray]", offset: int, length: int) -> Socket:
-    """One inet_diag_msg with its netlink header at `offset`, `length` bytes with attributes."""
+def parse_socket(
+    data: "Union[bytes, bytearray]",
+    offset: int,
+    length: int,
+    info: bool = True,
+    cgroup: bool = False,
+) -> Socket:
+    """One inet_diag_msg with its netlink header at `offset`, `length` bytes with attributes.
+
+    Of these `info` and `cgroup` say which to read, where they are there.
+    """
     (
         family, state, timer, retransmits, sport, dport, source, target, _interface,
         cookie, expires, receive_queue, send_queue, uid, inode,
-    ) = _MESSAGE.unpack_from(data, offset + _HEADER.size)  # fmt: skip
+    ) = _MESSAGE.unpack_from(data, offset + HEADER.size)  # fmt: skip
     if state >= len(STATE_NAMES):
         raise MalformedError(f"netlink reply: unknown socket state {state}")
+    tcp_info = cgroup_id = None
+    if info or cgroup:
+        for kind, at, size in attributes(data, offset + SHORTEST, offset + length):
+            if kind == INET_DIAG_INFO and info:
+                tcp_info = _parse_tcp_info(data, at, size)
+            elif kind == INET_DIAG_CGROUP_ID and cgroup:
+                cgroup_id = _number(_U64, data, at, size)
     return Socket(
         state,
         _address(family, source),
@@ -238,47 +187,55 @@ def parse_socket(data: "Union[bytes, bytearray]", offset: int, length: int) -> S
         retransmits,
         receive_queue,
         send_queue,
-        parse_tcp_info(data, offset, length),
+        tcp_info,
+        cgroup_id,
     )
 
 
-def parse_listener(data: "Union[bytes, bytearray]", offset: int) -> Listener:
+def parse_listener(data: "Union[bytes, bytearray]", offset: int, length: int) -> Listener:
     """One inet_diag_msg in state LISTEN: its queues are the accept queue and its limit."""
     (
         family, _state, _timer, _retransmits, sport, _dport, source, _target, _interface,
         cookie, _expires, accept_queue, backlog, uid, inode,
-    ) = _MESSAGE.unpack_from(data, offset + _HEADER.size)  # fmt: skip
+    ) = _MESSAGE.unpack_from(data, offset + HEADER.size)  # fmt: skip
+    drops = cgroup = None
+    for kind, at, size in attributes(data, offset + SHORTEST, offset + length):
+        if kind == INET_DIAG_SKMEMINFO and size > _DROPS_AT:  # older kernels do not tell them
+            drops = _number(_U32, data, at + _DROPS_AT, size - _DROPS_AT)
+        elif kind == INET_DIAG_CGROUP_ID:
+            cgroup = _number(_U64, data, at, size)
     return Listener(
         _address(family, source), int.from_bytes(sport, "big"), uid, inode, cookie,
-        accept_queue, backlog,
+        accept_queue, backlog, drops, cgroup,
     )  # fmt: skip
 
 
-def parse_tcp_info(
-    data: "Union[bytes, bytearray]", offset: int, length: int
-) -> "Optional[TcpInfo]":
-    """The INET_DIAG_INFO attribute of a message, or None; a shorter struct of an older kernel
-    leaves the fields it lacks None.
-    """
-    at, end = offset + _MESSAGE_MIN, offset + length
-    while at + _ATTRIBUTE.size <= end:
-        size, kind = _ATTRIBUTE.unpack_from(data, at)
-        if size < _ATTRIBUTE.size or at + size > end:
-            raise MalformedError(f"netlink reply: bad attribute length {size}")
-        if kind == INET_DIAG_INFO:
-            # struct tcp_info: last_data_sent at 44, bytes_acked at 120, bytes_received at 128
-            start, room = at + _ATTRIBUTE.size, size - _ATTRIBUTE.size
-            if room < 60:
-                raise MalformedError(f"netlink reply: tcp_info of {room} bytes")
-            sent, _, received, _ = _TCP_INFO_TIMES.unpack_from(data, start + 44)
-            return TcpInfo(
-                sent,
-                received,
-                _U64.unpack_from(data, start + 120)[0] if room >= 128 else None,
-                _U64.unpack_from(data, start + 128)[0] if room >= 136 else None,
-            )
-        at += (size + 3) & ~3
-    return None
+def _parse_tcp_info(data: "Union[bytes, bytearray]", at: int, size: int) -> TcpInfo:
+    """A struct tcp_info; the shorter one of an older kernel leaves the fields it lacks None."""
+    if size < _TCP_INFO.size:
+        raise MalformedError(f"netlink reply: tcp_info of {size} bytes")
+    retransmits, probes, backoff, unacked, sent, received, acknowledged = _TCP_INFO.unpack_from(
+        data, at
+    )
+    return TcpInfo(
+        sent,
+        received,
+        _U64.unpack_from(data, at + _BYTES_ACKED_AT)[0] if size >= 128 else None,
+        _U64.unpack_from(data, at + _BYTES_RECEIVED_AT)[0] if size >= 136 else None,
+        acknowledged,
+        retransmits,
+        probes,
+        backoff,
+        unacked,
+        _U32.unpack_from(data, at + _TOTAL_RETRANSMITS_AT)[0] if size >= 104 else None,
+    )
+
+
+def _number(kind: Struct, data: "Union[bytes, bytearray]", at: int, size: int) -> int:
+    if size < kind.size:
+        raise MalformedError(f"netlink reply: a number of {size} bytes, not {kind.size}")
+    number: int = kind.unpack_from(data, at)[0]
+    return number
 
 
 def _address(family: int, packed: bytes) -> bytes:

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
         receive_queue: int  # bytes
         send_queue: int  # bytes
         info: "Optional[TcpInfo]"  # only where the query asked for it
+        cgroup: "Optional[int]" = None  # likewise: the inode of its cgroup v2 directory
 
     class Listener(NamedTuple):
         """One listening TCP socket."""
@@ -88,14 +89,22 @@ if TYPE_CHECKING:
         cookie: "Optional[int]"
         accept_queue: int  # connections that wait to be accepted
         backlog: "Optional[int]"  # the limit of the accept queue; None under procfs
+        drops: "Optional[int]" = None  # SYNs and handshakes refused; only where asked for
+        cgroup: "Optional[int]" = None  # inode of the cgroup v2 directory it was made in
 
     class TcpInfo(NamedTuple):
         """The fields of struct tcp_info (include/uapi/linux/tcp.h) that the suite reads."""
 
-        last_data_sent_ms: int
+        last_data_sent_ms: int  # a retransmit counts
         last_data_received_ms: int
         bytes_acked: "Optional[int]"  # None where an older kernel's struct ends before it
         bytes_received: "Optional[int]"
+        last_ack_received_ms: int = 0  # the last sign of life: keepalives and window probes too
+        retransmits: int = 0  # of the oldest packet not acknowledged, whatever timer runs
+        probes: int = 0  # keepalive or window probes in a row that had no answer
+        backoff: int = 0  # doublings of the timer's period, window probes that had one included
+        unacked: int = 0  # packets in flight; 0 with a send queue: the peer's window is closed
+        total_retransmits: "Optional[int]" = None  # since the connection was made
 
     class Query(NamedTuple):
         """What to ask a source for: sockets of these ports on one end, in these states.
@@ -109,18 +118,32 @@ if TYPE_CHECKING:
         states: int
         accepts: "Optional[Callable[[bytes, bytes], bool]]" = None
         info: bool = False  # read struct tcp_info too
+        drops: bool = False  # read what listeners dropped too
+        cgroup: bool = False  # read the cgroup of sockets too, listeners always tell theirs
 
 else:
     Socket = namedtuple(
         "Socket",
         "state local_address local_port remote_address remote_port uid inode cookie timer "
-        "expires_ms retransmits receive_queue send_queue info",
+        "expires_ms retransmits receive_queue send_queue info cgroup",
+        defaults=(None,),
     )
-    Listener = namedtuple("Listener", "address port uid inode cookie accept_queue backlog")
+    Listener = namedtuple(
+        "Listener",
+        "address port uid inode cookie accept_queue backlog drops cgroup",
+        defaults=(None, None),
+    )
     TcpInfo = namedtuple(
-        "TcpInfo", "last_data_sent_ms last_data_received_ms bytes_acked bytes_received"
+        "TcpInfo",
+        "last_data_sent_ms last_data_received_ms bytes_acked bytes_received "
+        "last_ack_received_ms retransmits probes backoff unacked total_retransmits",
+        defaults=(0, 0, 0, 0, 0, None),
     )
-    Query = namedtuple("Query", "ports local states accepts info", defaults=(None, False))
+    Query = namedtuple(
+        "Query",
+        "ports local states accepts info drops cgroup",
+        defaults=(None, False, False, False),
+    )
 
 
 class Tally:

@@ -1,4 +1,4 @@
-"""Where sockets are read: the kernel's netlink dump, or /proc/net/tcp and tcp6.
+"""Where sockets are read: the kernel's netlink dump, or /proc/net/tcp, tcp6 and unix.
 
 Here alone (and in events.py) netlink sockets and files of /proc/net are opened. Both sources
 answer the same queries with the same values; `SocketReader` chooses between them.
@@ -8,21 +8,25 @@ import os
 import socket
 import stat
 import sys
+from functools import partial
 
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError
 from check_pgsock.sockets import inet_diag
-from check_pgsock.sockets.model import LISTEN, Listener, Query, Socket, Tally
+from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket, Tally
+from check_pgsock.sockets.netlink_dump import Dump
 from check_pgsock.sockets.proc_net import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Callable, Optional, TypeVar, Union
 
-    from check_pgsock.sockets.inet_diag import Dump
+    from check_pgsock.sockets.socket_file import SocketFile
+    from check_pgsock.sockets.unix_sockets import UnixEndpoint, UnixListener, UnixSocket
 
     _T = TypeVar("_T")
+    AnyUnix = Union[UnixListener, UnixSocket]
 
 NETLINK_SOCK_DIAG = 4  # include/uapi/linux/netlink.h; Python names it only as NETLINK_INET_DIAG
 _BUFFER = 1 << 16  # the kernel sends at most 32 KiB at once
@@ -42,37 +46,51 @@ class NetlinkSource:
     def count(self, query: Query) -> Tally:
         """Count the sockets that answer `query`."""
 
-        def consume(tally: Tally, data: bytearray, dump: "Dump") -> None:
-            for run in dump.runs(data):
-                inet_diag.count_sockets(data, run, tally, query.accepts)
+        def consume(tally: Tally, data: bytearray, run: "tuple[int, int, int]") -> None:
+            inet_diag.count_sockets(data, run, tally, query.accepts)
 
-        return self._dump(query, Tally, consume)
+        request = partial(inet_diag.pack_request, query)
+        return self._dump(request, inet_diag.SHORTEST, Tally, consume)
 
     def sockets(self, query: Query) -> "list[Socket]":
         """Return the sockets that answer `query`."""
 
-        def consume(found: "list[Socket]", data: bytearray, dump: "Dump") -> None:
-            for run in dump.runs(data):
-                for one in inet_diag.parse_sockets(data, run):
-                    if query.accepts is None or query.accepts(
-                        one.local_address, one.remote_address
-                    ):
-                        found.append(one)
+        def consume(found: "list[Socket]", data: bytearray, run: "tuple[int, int, int]") -> None:
+            for one in inet_diag.parse_sockets(data, run, query.info, query.cgroup):
+                if query.accepts is None or query.accepts(one.local_address, one.remote_address):
+                    found.append(one)
 
-        return self._dump(query, list, consume)
+        request = partial(inet_diag.pack_request, query)
+        return self._dump(request, inet_diag.SHORTEST, list, consume)
+
+    def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
+        """Return the Unix sockets in these states that are `wanted`, each once."""
+        from check_pgsock.sockets import unix_diag
+
+        def consume(
+            found: "dict[Optional[int], AnyUnix]", data: bytearray, run: "tuple[int, int, int]"
+        ) -> None:
+            for one in unix_diag.parse_sockets(data, run):
+                if wanted(one):
+                    found[one.cookie] = one
+
+        request = partial(unix_diag.pack_request, states)
+        return list(self._dump(request, unix_diag.SHORTEST, dict, consume).values())
 
     def _dump(
         self,
-        query: Query,
+        request: "Callable[[int], bytes]",
+        shortest: int,
         start: "Callable[[], _T]",
-        consume: "Callable[[_T, bytearray, Dump], None]",
+        consume: "Callable[[_T, bytearray, tuple[int, int, int]], None]",
     ) -> "_T":
         for _ in range(_ATTEMPTS):
             self._sequence += 1
-            result, dump = start(), inet_diag.Dump(self._sequence)
+            result, dump = start(), Dump(self._sequence, shortest)
             try:
-                for data in self._datagrams(inet_diag.pack_request(query, self._sequence), dump):
-                    consume(result, data, dump)
+                for data in self._datagrams(request(self._sequence), dump):
+                    for run in dump.runs(data):
+                        consume(result, data, run)
             except OSError as error:
                 raise SourceError(
                     f"the netlink socket dump failed: {error.strerror or error}"
@@ -84,7 +102,7 @@ class NetlinkSource:
             "try again, or use --source procfs"
         )
 
-    def _datagrams(self, request: bytes, dump: "Dump") -> "Iterator[bytearray]":
+    def _datagrams(self, request: bytes, dump: Dump) -> "Iterator[bytearray]":
         buffer = bytearray(_BUFFER)
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as channel:
             channel.settimeout(self._deadline.remaining())
@@ -105,7 +123,7 @@ class NetlinkSource:
 
 
 class ProcfsSource:
-    """Reads tcp and tcp6 below a proc root.
+    """Reads tcp, tcp6 and unix below a proc root.
 
     Without a root the reader's own namespace is read. Below a given root whose `net` is a
     symlink (a live /proc, such as a host's seen from a container) `1/net` is read, since `net`
@@ -144,6 +162,23 @@ class ProcfsSource:
         """Return the sockets that answer `query`."""
         return [one for table, lines in self._read(query) for one in table.sockets(lines)]
 
+    def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
+        """Return the Unix sockets in these states that are `wanted`, each once."""
+        from check_pgsock.sockets.proc_net_unix import parse_sockets
+        from check_pgsock.sockets.unix_sockets import UnixSocket
+
+        path = os.path.join(self.directory, "unix")
+        found = []
+        try:
+            for one in parse_sockets(path, _read_unbroken(path, self._deadline)):
+                state = one.state if isinstance(one, UnixSocket) else LISTEN
+                if states >> state & 1 and wanted(one):
+                    found.append(one)
+        except OSError as error:
+            what = "; the saved moment holds no Unix sockets" if self.saved else ""
+            raise SourceError(f"{path} cannot be read: {error.strerror}{what}") from error
+        return found
+
     def _read(self, query: Query) -> "Iterator[tuple[Table, list[bytes]]]":
         for name in ("tcp", "tcp6"):
             path = os.path.join(self.directory, name)
@@ -163,10 +198,7 @@ class ProcfsSource:
 
 def read_lines(path: str, deadline: Deadline) -> "Iterator[list[bytes]]":
     """Yield the lines of a file, some at a time; raises OSError, SourceError for no plain file."""
-    # O_NONBLOCK: a FIFO in a proc root from elsewhere must not hold the check.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise SourceError(f"{path} is not a regular file")
+    with open(_open_plain(path), "rb", 0) as file:
         rest = b""
         while True:
             deadline.remaining()
@@ -179,6 +211,23 @@ def read_lines(path: str, deadline: Deadline) -> "Iterator[list[bytes]]":
                 yield lines
         if rest:
             yield [rest]
+
+
+def _read_unbroken(path: str, deadline: Deadline) -> "Iterator[bytes]":
+    """Yield the lines of a file, which newlines end and nothing else; raises as read_lines()."""
+    with open(_open_plain(path), "rb", _CHUNK) as file:
+        for line in file:
+            deadline.remaining()
+            yield line
+
+
+def _open_plain(path: str) -> int:
+    # O_NONBLOCK: a FIFO in a proc root from elsewhere must not hold the check.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SourceError(f"{path} is not a regular file")
+    return descriptor
 
 
 def listener_inodes(directory: str, port: int, deadline: Deadline) -> "set[int]":
@@ -239,9 +288,75 @@ class SocketReader:
         """Return the sockets that answer `query`."""
         return self._ask(lambda source: source.sockets(query))
 
-    def listeners(self, *ports: int) -> "list[Listener]":
-        """Return the listeners on `ports`, or all of them."""
-        return self.count(Query(ports, True, 1 << LISTEN)).listeners
+    def listeners(self, *ports: int, drops: bool = False) -> "list[Listener]":
+        """Return the listeners on `ports`, or all of them; with `drops` also what they dropped."""
+        return self.count(Query(ports, True, 1 << LISTEN, drops=drops)).listeners
+
+    def unix_listeners(self) -> "list[UnixListener]":
+        """Return all listening Unix sockets."""
+        from check_pgsock.sockets.unix_sockets import UnixListener
+
+        found = self._ask(lambda source: source.unix(1 << LISTEN, lambda one: True))
+        return [one for one in found if isinstance(one, UnixListener)]
+
+    def unix_sockets(self, path: str) -> "UnixEndpoint":
+        """Return the sockets of the socket file `path`, or of the abstract name `@name`."""
+        from check_pgsock.sockets.socket_file import SocketFile
+        from check_pgsock.sockets.unix_sockets import choose
+
+        place = SocketFile(path, self.of_this_host)
+
+        def wanted(one: "AnyUnix") -> bool:
+            return one.path is not None and (
+                (place.file is not None and one.file == place.file) or place.is_name(one.path)
+            )
+
+        found = self._ask(lambda source: source.unix(1 << LISTEN | 1 << ESTABLISHED, wanted))
+        endpoint = choose(found, place.is_name, place.file)
+        note = self._unix_note(place, endpoint, found)
+        return endpoint if note is None else endpoint._replace(notes=[note])
+
+    def _unix_note(
+        self, place: "SocketFile", endpoint: "UnixEndpoint", found: "list[AnyUnix]"
+    ) -> "Optional[str]":
+        """What qualifies the sockets of a socket file."""
+        from check_pgsock.sockets.unix_sockets import UnixListener
+
+        if place.is_abstract:
+            return None
+        if self.used == "procfs":
+            return (
+                "procfs does not tell apart a socket file and an earlier one of the same name: "
+                "sessions that an earlier server accepted are counted too"
+            )
+        if isinstance(place.refusal, FileNotFoundError):
+            if endpoint.listeners:
+                return f"{place.path} is gone: nobody can connect to its listener any more"
+        elif place.refusal is not None:
+            return (
+                f"{place.path} cannot be looked at ({place.refusal.strerror}): its sockets are "
+                "told by name"
+            )
+        elif not endpoint.listeners and any(isinstance(one, UnixListener) for one in found):
+            return (
+                f"the listener named {place.path} is bound to another file: that was replaced, or "
+                "the listener sees other file systems than this check"
+            )
+        return None
+
+    def unix_peers(self, sessions: "Iterable[UnixSocket]") -> "dict[int, UnixSocket]":
+        """Return the clients' ends of `sessions`, by their inode: those of this namespace; none
+        under procfs, which does not tell who is connected to whom.
+        """
+        from check_pgsock.sockets.unix_sockets import UnixSocket
+
+        wanted = {one.peer_inode for one in sessions if one.peer_inode}
+        if not wanted:
+            return {}
+        found = self._ask(
+            lambda source: source.unix(1 << ESTABLISHED, lambda one: one.inode in wanted)
+        )
+        return {one.inode: one for one in found if isinstance(one, UnixSocket)}
 
     def notes(self) -> "list[str]":
         """What qualifies all that was read: what a saved moment does not hold."""

@@ -236,9 +236,14 @@ def test_a_sweep_touches_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path:
     accounts.own(tmp_path / f"{PREFIX}theirs", accounts.account_of("nobody"))
     (tmp_path / f"another-{PREFIX}").mkdir()
     kept = sorted(os.listdir(tmp_path))
-    (tmp_path / f"{PREFIX}ours").mkdir()
+    for name in ("notes", "0123abcd"):
+        (tmp_path / f"{PREFIX}{name}").mkdir()  # no home: nobody made it one
+    kept += [f"{PREFIX}{name}" for name in ("notes", "0123abcd")]
+    ours = tmp_path / f"{PREFIX}89abcdef"
+    ours.mkdir()
+    (ours / ".pgsock-home").touch()
     sweep(PREFIX)
-    assert sorted(os.listdir(tmp_path)) == kept
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
 def test_who_looks_around_from_a_terminal_is_spared() -> None:

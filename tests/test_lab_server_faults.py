@@ -358,6 +358,7 @@ def test_failover_moves_the_address_to_another_server(lab: Lab) -> None:
     identity = "select system_identifier from pg_control_system()"
     before = primary.execute(identity)
     primary.execute("create table written as select 1 as number", "app")
+    primary.execute("grant select on written to app", "app")
     pid, files = primary.pid, set(lab.home.path.iterdir())
     with ResetStatistics(lab):
         reset = statistics(lab)[2]
@@ -390,7 +391,7 @@ def test_failover_moves_the_address_to_another_server(lab: Lab) -> None:
 
 def count_written(lab: Lab) -> str | None:
     """The rows of the table, as an application's new session sees them."""
-    with lab.postgres.connect("app", from_host=lab.client_host) as session:
+    with lab.connect() as session:
         ((count,),) = session.query("select count(*) from written")
         return count
 
@@ -402,6 +403,7 @@ def test_failover_on_two_hosts(major: int) -> None:
         primary = lab.postgres
         assert primary.host != "127.0.0.1"
         primary.execute("create table written as select 1 as number", "app")
+        primary.execute("grant select on written to app", "app")
         with Failover(lab):
             assert lab.postgres is not primary
             assert lab.postgres.host == primary.host

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from check_pgsock.pgsock.lab import janitor
+from check_pgsock.pgsock.lab.home import Home, homes
+from check_pgsock.pgsock.lab.wire import Session, WireError
 from tests import support
 from tests.support import Completed
 
@@ -107,7 +109,7 @@ def test_a_fault_starts_and_stops_from_another_process(lab: Lab) -> None:
     assert lab.ask("stop", "saturate") == (0, "saturate stopped\n", "")
     support.wait_until(lambda: lab.established("postgresql") == 0, "the sessions are closed")
     assert lab.ask("stop", "saturate") == (
-        3, "", "pgsock: 'saturate' is not one running fault (running: none)\n",
+        3, "", "pgsock: saturate is not running (running: none)\n",
     )  # fmt: skip
 
 
@@ -123,7 +125,9 @@ def test_kinds_and_endpoints_run_beside_each_other(lab: Lab) -> None:
     for label in ("leak", "leak:idle-in-transaction", "saturate@pgbouncer"):
         assert lab.ask("start", label, "--size", "4").code == 0
     assert lab.established("pgbouncer") == 4
-    assert lab.ask("stop", "leak").err.startswith("pgsock: 'leak' is not one running fault")
+    assert lab.ask("stop", "leak").err.startswith(
+        "pgsock: leak is several faults: name one (running: "
+    )
     for label in ("leak:idle", "leak", "saturate"):
         assert lab.ask("stop", label).code == 0
     status = lab.ask("status").out
@@ -220,3 +224,83 @@ def test_the_faults_are_listed() -> None:
     done = pgsock("lab", "faults")
     assert (done.code, done.err) == (0, "")
     assert "\nchurn:{plain,tls,reset,failed-login,slow-closer,probe}[@pgbouncer]\n" in done.out
+
+
+def test_a_fault_that_is_lost_says_so(lab: Lab) -> None:
+    for label in ("leak", "hoard", "orphan"):
+        assert lab.ask("start", label, "--size", "3").code == 0
+    assert lab.ask("start", "churn").code == 0
+    before = json.loads(lab.ask("status", "--json").out)["faults"]
+    assert [fault["trouble"] for fault in before] == [None] * 4
+    assert lab.ask("start", "restart") == (0, "restart: done\n", "")
+    after = {
+        f["fault"]: f["trouble"] for f in json.loads(lab.ask("status", "--json").out)["faults"]
+    }
+    churn = after.pop("churn:plain")
+    assert after == {
+        "leak:idle": "3 of 3 sessions lost",
+        "hoard": "3 of 3 sessions lost",
+        "orphan": "3 of 3 orphans gone",
+    }
+    # Its clients come again, as an application's do.
+    assert churn is None or churn.startswith("its connections are refused: ")
+    port = str(lab.endpoint("postgresql")["port"])
+
+    def is_churning() -> bool:
+        arguments = ("-p", port, "--window", "1", "-w", "10", "-c", "1000")
+        return support.run("thrashing", *arguments).code == 1
+
+    support.wait_until(is_churning, "it churns again", 15)
+    for label in ("leak", "hoard", "orphan", "churn"):
+        assert lab.ask("stop", label).code == 0
+
+
+def test_what_is_over_at_once_can_be_repeated(lab: Lab) -> None:
+    for _ in range(2):
+        assert lab.ask("start", "reset-statistics") == (0, "reset-statistics: done\n", "")
+    assert json.loads(lab.ask("status", "--json").out)["faults"] == []
+
+
+def test_nobody_else_is_its_superuser(lab: Lab) -> None:
+    endpoint = lab.endpoint("postgresql")
+    with pytest.raises(WireError, match=r"pg_hba\.conf rejects connection"):
+        Session.connect(endpoint["address"], endpoint["port"], "postgres")
+    if support.has("pgbouncer"):
+        pooler = lab.endpoint("pgbouncer")
+        with pytest.raises(WireError, match=r"pg_hba\.conf rejects connection"):
+            Session.connect(pooler["address"], pooler["port"], "postgres", timeout=5)
+    if os.geteuid() == 0:
+        code = (
+            "import os; os.setgid(33); os.setuid(33)\n"
+            "from check_pgsock.pgsock.lab.wire import Session\n"
+            f"Session.connect({os.path.dirname(endpoint['socket'])!r}, {endpoint['port']})"
+        )
+        done = subprocess.run(
+            [support.SYSTEM_PYTHON, "-c", code],
+            capture_output=True, text=True, check=False,
+            env=support.environment(support.readable_tree()), cwd="/",
+        )  # fmt: skip
+        assert 'Peer authentication failed for user "postgres"' in done.stderr
+
+
+def test_a_strict_umask_is_no_hindrance() -> None:
+    support.require("embedded-wheel")
+    old = os.umask(0o077)
+    try:
+        with running() as lab:
+            assert lab.ask("start", "saturate", "--size", "3").code == 0
+    finally:
+        os.umask(old)
+    assert lab.is_gone()
+
+
+def test_a_directory_that_is_only_called_like_a_lab_is_none() -> None:
+    with Home("pgsock-lab-") as home:
+        for name in ("0123abcd", "notes"):
+            path = home.path.with_name(f"pgsock-lab-{name}")
+            path.mkdir()
+            try:
+                assert path not in homes("pgsock-lab-")
+            finally:
+                path.rmdir()
+        assert home.path in homes("pgsock-lab-")

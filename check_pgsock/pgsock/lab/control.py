@@ -110,9 +110,8 @@ class Controller:
             running = self._running.get(label)
             running_now = ", ".join(self._running) or "none"
         if running is None:
-            raise UsageError(
-                f"{clean(label)} names no one fault that runs (running: {running_now})"
-            )
+            why = "is several faults: name one" if found else "is not running"
+            raise UsageError(f"{clean(label)} {why} (running: {running_now})")
         running.fault.ending.set()
         running.there.wait()
         self._end(label, running)

@@ -23,8 +23,6 @@ _NEW = 60.0
 # Seconds that a janitor may take to clear a home, and to clear one that others left.
 _PATIENCE = 60.0
 _PATIENCE_WITH_OTHERS = 5.0
-# Bytes: a Unix socket's path takes at most 107 (unix(7)), of which what a lab adds takes 68.
-_LONGEST = 39
 # The file that says that a directory is a home, whatever it is called.
 _MARK = ".pgsock-home"
 
@@ -34,12 +32,12 @@ class Home:
 
     What works in it is killed, and it is removed, on exit; a janitor process does so when this
     process ends otherwise, also when it is killed. `name` is what follows `prefix`. Raises
-    LabError where there is no such base.
+    LabError where there is no such base whose path has at most `longest` bytes.
     """
 
-    def __init__(self, prefix: str = "pgsock-home-") -> None:
+    def __init__(self, prefix: str = "pgsock-home-", longest: int = 4096) -> None:
         self.name = secrets.token_hex(4)
-        self.path = base_directory(executable=True, longest=_LONGEST) / f"{prefix}{self.name}"
+        self.path = base_directory(executable=True, longest=longest) / f"{prefix}{self.name}"
         self._janitor: subprocess.Popen[bytes] | None = None
         self._lock = -1
 

@@ -28,6 +28,8 @@ MONITOR = "monitor"
 # PostgreSQL's default, stated so that it is the same on every version.
 RESERVED = 3
 MAX_CLIENT_CONN = 100
+# Bytes: the path of a Unix socket takes at most 107 (unix(7)), of which a lab adds 68.
+_LONGEST_BASE = 39
 POOL_SIZE = 4
 
 
@@ -55,7 +57,7 @@ class Lab:
         self.pooled = with_pgbouncer
         self.max_connections = max_connections
         self.slots = max_connections - RESERVED
-        self.home = Home(PREFIX)
+        self.home = Home(PREFIX, longest=_LONGEST_BASE)
         # Set when all is about to end: then nobody takes time to leave.
         self.ending = threading.Event()
         self.client_host: Host = LOCAL

@@ -49,7 +49,7 @@ SERVICES = (
     Service("thrashing", "thrashing", "postgresql", "server", ("--window", "1")),
     Service("thrashing@pgbouncer", "thrashing", "pgbouncer", "server", ("--window", "1")),
     Service("pool_size", "pool_size", "postgresql", "server",
-            ("--cores", str(CORES), "--min-window", str(_POOL_WINDOW), "-t", "6")),
+            ("--cores", str(CORES), "--min-window", str(_POOL_WINDOW), "-t", "4")),
 )  # fmt: skip
 
 

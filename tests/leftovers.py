@@ -39,7 +39,8 @@ def machine_leftovers() -> set[str]:
             found.add(f"System V segment {number} with key {key}")
     segments = {str(path) for path in Path("/dev/shm").glob("PostgreSQL.*")}
     if segments:
-        found |= segments - set(_mapped())
+        # Whoever had one may have ended, and removed it, while we looked at who has which.
+        found |= {path for path in segments - set(_mapped()) if os.path.exists(path)}
     return found
 
 

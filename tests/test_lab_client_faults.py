@@ -273,7 +273,7 @@ def test_stall(lab: Lab) -> None:
         assert accept_queue(lab) == 60
         assert process_state(lab.postgres.pid) == "T"
         end_within(fault, 2)
-        assert process_state(lab.postgres.pid) == "S"
+        wait_until(lambda: process_state(lab.postgres.pid) == "S", "the postmaster goes on")
 
 
 def test_stall_of_clients_that_give_up(lab: Lab) -> None:

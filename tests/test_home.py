@@ -181,9 +181,14 @@ def test_a_killed_process_leaves_nothing() -> None:
 def test_a_forked_child_that_lives_on_keeps_no_janitor_from_his_work() -> None:
     fork = "if not os.fork(): os.chdir('/'); time.sleep(1000)"
     with another_home(code=fork) as (process, path):
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        (forked,) = (int(pid) for pid in children if os.readlink(f"/proc/{pid}/cwd") == "/"
-                     if int(pid) != janitor_of(path))  # fmt: skip
+        tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+        def find() -> list[int]:
+            children = {int(pid) for pid in tasks.read_text().split()} - {janitor_of(path)}
+            return [pid for pid in children if os.readlink(f"/proc/{pid}/cwd") == "/"]
+
+        wait_until(lambda: len(find()) == 1, "the forked child elsewhere")
+        (forked,) = find()
         process.kill()
         process.wait()
         try:

@@ -13,11 +13,12 @@ import pytest
 
 from check_pgsock.errors import UsageError
 from check_pgsock.pgsock.lab import janitor
-from check_pgsock.pgsock.lab.faults.fault import Fault, Stopped, Wanted
+from check_pgsock.pgsock.lab.faults.fault import Fault, Wanted
 from check_pgsock.pgsock.lab.faults.held import Healthy, Hoard, Leak, Ramp, Saturate
 from check_pgsock.pgsock.lab.lab import MAX_CLIENT_CONN, POOL_SIZE, Lab
 from check_pgsock.pgsock.lab.wire import WireError
 from tests import support
+from tests.lab_faults import end_while_it_starts
 from tests.support import tcp_states, wait_until
 
 VIAS = pytest.mark.parametrize("via", ["postgresql", "pgbouncer"])
@@ -245,19 +246,7 @@ def test_hoard_is_one_process(lab: Lab, via: str, size: str, count: int) -> None
 def test_it_can_be_stopped_while_it_starts(
     lab: Lab, wanted: tuple[type[Fault], Wanted], delay: float
 ) -> None:
-    fault = wanted[0](lab, wanted[1])
-
-    def enter() -> None:
-        with contextlib.suppress(Stopped):
-            fault.__enter__()
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    time.sleep(delay)
-    begun = time.monotonic()
-    fault.end()
-    assert time.monotonic() - begun < 3
-    thread.join()
+    end_while_it_starts(wanted[0](lab, wanted[1]), delay)
     wait_for_connections(lab, "postgresql", 0)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,14 @@ import pytest
 
 from check_pgsock.pgsock.lab import janitor
 from check_pgsock.pgsock.lab.errors import LabError
-from check_pgsock.pgsock.lab.faults.fault import Fault, Stopped, Wanted
+from check_pgsock.pgsock.lab.faults.fault import Fault, Wanted
 from check_pgsock.pgsock.lab.faults.held import Healthy
 from check_pgsock.pgsock.lab.faults.incidents import Crash, Failover, ResetStatistics, Restart
 from check_pgsock.pgsock.lab.faults.work import LongTransactions, Oversize, Parallel, Undersize
 from check_pgsock.pgsock.lab.lab import POOL_SIZE, Lab
 from check_pgsock.pgsock.lab.wire import WireError
 from tests import support
+from tests.lab_faults import end_while_it_starts
 from tests.support import tcp_states, wait_until
 
 Value = TypeVar("Value")
@@ -429,19 +429,7 @@ def test_each_can_be_made_again_and_again_beside_an_application(lab: Lab) -> Non
     [*((fault, 0.03) for fault in FAULTS), (Crash, 0), (Restart, 0), (Failover, 0.5)],
 )
 def test_it_can_be_stopped_while_it_starts(lab: Lab, fault: type[Fault], delay: float) -> None:
-    made = fault(lab)
-
-    def enter() -> None:
-        with contextlib.suppress(Stopped):
-            made.__enter__()
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    time.sleep(delay)
-    begun = time.monotonic()
-    made.end()
-    assert time.monotonic() - begun < 3
-    thread.join()
+    end_while_it_starts(fault(lab), delay)
     serves(lab)
 
 

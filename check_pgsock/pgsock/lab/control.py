@@ -23,7 +23,7 @@ from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.faults import create
 from check_pgsock.pgsock.lab.faults.fault import Fault
 from check_pgsock.pgsock.lab.home import homes
-from check_pgsock.pgsock.lab.lab import PREFIX, Lab
+from check_pgsock.pgsock.lab.lab import APPLICATION, DATABASE, PREFIX, Lab
 from check_pgsock.pgsock.lab.server import Server
 from check_pgsock.pgsock.lab.signals import Signals
 from check_pgsock.text import clean
@@ -44,7 +44,6 @@ class _Running:
         self.started = time.monotonic()
         self.duration = duration
         self.there = threading.Event()
-        self.error = ""
         self.lock = threading.Lock()
 
 
@@ -179,7 +178,7 @@ def describe(lab: Lab) -> dict[str, Any]:
                 "limit": limit,
                 "pid": server.process_id,
                 "socket": f"{server.socket_directory}/.s.PGSQL.{server.port}",
-                "dsn": server.dsn("app", "app"),
+                "dsn": server.dsn(DATABASE, APPLICATION),
             }
         )
     return {
@@ -193,7 +192,6 @@ def describe(lab: Lab) -> dict[str, Any]:
 
 def serve(lab: Lab, controller: Controller, signals: Signals) -> None:
     """Answer requests until a signal comes; then raises Interrupted."""
-    threads: list[threading.Thread] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # Only its owner may connect: made before anybody can, with the mode that it keeps.
         old = os.umask(0o177)
@@ -207,11 +205,9 @@ def serve(lab: Lab, controller: Controller, signals: Signals) -> None:
             ready, _, _ = select.select([listener.fileno(), signals.wakeup], [], [])
             if listener.fileno() in ready:
                 connection, _ = listener.accept()
-                thread = threading.Thread(
+                threading.Thread(
                     target=_converse, args=(connection, controller), daemon=True
-                )
-                threads.append(thread)
-                thread.start()
+                ).start()
 
 
 def _converse(connection: socket.socket, controller: Controller) -> None:

@@ -7,6 +7,8 @@ import threading
 import time
 
 from check_pgsock.pgsock.lab.faults.fault import Fault, Stopped
+from check_pgsock.pgsock.lab.lab import Lab
+from tests.support import tcp_states, wait_until
 
 
 def end_while_it_starts(fault: Fault, delay: float) -> None:
@@ -23,3 +25,15 @@ def end_while_it_starts(fault: Fault, delay: float) -> None:
     fault.end()
     assert time.monotonic() - begun < 3
     thread.join()
+
+
+def connections(lab: Lab, via: str) -> int:
+    """The established connections on the port of that endpoint."""
+    return tcp_states(lab.server(via).port)["ESTABLISHED"]
+
+
+def wait_for_connections(lab: Lab, via: str, count: int) -> None:
+    """Wait until there are so many; those that end, and all when others' come and go, are read
+    more than once or not at all.
+    """
+    wait_until(lambda: connections(lab, via) == count, f"{count} connections on {via}")

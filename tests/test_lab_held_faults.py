@@ -18,8 +18,8 @@ from check_pgsock.pgsock.lab.faults.held import Healthy, Hoard, Leak, Ramp, Satu
 from check_pgsock.pgsock.lab.lab import MAX_CLIENT_CONN, POOL_SIZE, Lab
 from check_pgsock.pgsock.lab.wire import WireError
 from tests import support
-from tests.lab_faults import end_while_it_starts
-from tests.support import tcp_states, wait_until
+from tests.lab_faults import connections, end_while_it_starts, wait_for_connections
+from tests.support import wait_until
 
 VIAS = pytest.mark.parametrize("via", ["postgresql", "pgbouncer"])
 
@@ -55,18 +55,6 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert sorted(os.listdir(lab.home.path)) == files
     servers = {lab.pgbouncer.pid, *lab.postgres.process_ids()}
     wait_until(lambda: set(janitor.working_below(lab.home.path)) <= servers, "no process is left")
-
-
-def connections(lab: Lab, via: str) -> int:
-    """The established connections on the port of that endpoint."""
-    return tcp_states(lab.server(via).port)["ESTABLISHED"]
-
-
-def wait_for_connections(lab: Lab, via: str, count: int) -> None:
-    """Wait until there are so many; those that end, and all when others' come and go, are read
-    more than once or not at all.
-    """
-    wait_until(lambda: connections(lab, via) == count, f"{count} connections on {via}")
 
 
 def direct(lab: Lab) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from check_pgsock.pgsock.lab.faults.work import LongTransactions, Oversize, Para
 from check_pgsock.pgsock.lab.lab import POOL_SIZE, Lab
 from check_pgsock.pgsock.lab.wire import WireError
 from tests import support
-from tests.lab_faults import end_while_it_starts
+from tests.lab_faults import connections, end_while_it_starts, wait_for_connections
 from tests.support import tcp_states, wait_until
 
 Value = TypeVar("Value")
@@ -75,18 +75,6 @@ def picture(lab: Lab) -> tuple[object, ...]:
         lab.postgres.execute("select relname from pg_class where relname ~ 'parallel'", "app"),
         tcp_states(lab.postgres.port)["LISTEN"],
     )
-
-
-def connections(lab: Lab, via: str = "postgresql") -> int:
-    """The established connections on the port of that endpoint."""
-    return tcp_states(lab.server(via).port)["ESTABLISHED"]
-
-
-def wait_for_connections(lab: Lab, via: str, count: int) -> None:
-    """Wait until there are so many; those that end, and all when others' come and go, are read
-    more than once or not at all.
-    """
-    wait_until(lambda: connections(lab, via) == count, f"{count} connections on {via}")
 
 
 def sessions(lab: Lab, what: str = "pid", where: str = "true") -> list[str]:

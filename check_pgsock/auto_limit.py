@@ -11,6 +11,7 @@ from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg, listeners_at
 from check_pgsock.limits import Limit, LimitUnknown
 from check_pgsock.postmaster import Census, Port, prove
+from check_pgsock.proc_files import LiveProc
 from check_pgsock.processes import Process, ProcessTable
 from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket
 from check_pgsock.sockets.sources import SocketReader, listener_inodes
@@ -43,7 +44,7 @@ def read_limit(
     else:
         bound = reader.listeners(port)
         listeners = _listeners_of_client_leg(leg, reader, port, accepted, bound)
-    table = ProcessTable(deadline, proc_root or "/proc")
+    table = ProcessTable(deadline, LiveProc(proc_root or "/proc"))
     uids = {one.uid for one in listeners}
     census = Census(table, uids)
     owner, proof = prove(

@@ -10,11 +10,14 @@ import socket
 import time
 
 from check_pgsock.deadline import Deadline
+from check_pgsock.proc_files import LiveProc
 from check_pgsock.sockets.model import fold_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
+
+    from check_pgsock.proc_files import ProcFiles
 
 # What PostgreSQL's server processes call themselves (task comm), in its own and others' packages.
 POSTGRES_COMMANDS = frozenset(("postgres", "postmaster", "edb-postgres"))
@@ -88,28 +91,28 @@ def parse_title_peer(title: str) -> "Optional[tuple[bytes, int]]":
 
 
 class ProcessTable:
-    """Reads processes below `root`; a process that ends while it is read is left out."""
+    """Reads processes from `files`; a process that ends while it is read is left out."""
 
-    def __init__(self, deadline: Deadline, root: str = "/proc") -> None:
+    def __init__(self, deadline: Deadline, files: "Optional[ProcFiles]" = None) -> None:
         self._deadline = deadline
-        self.root = root
+        self.files: ProcFiles = LiveProc() if files is None else files
 
     def path(self, pid: int, *parts: str) -> str:
-        """The path of a process's file."""
-        return os.path.join(self.root, str(pid), *parts)
+        """The path of a process's file, of a live /proc."""
+        return os.path.join(self.files.root, str(pid), *parts)
 
     def commands(self) -> "dict[int, tuple[str, int]]":
         """Command and parent of every process that may be seen, by process id."""
-        self._deadline.doing = f"reading the processes of {self.root}"
+        self._deadline.doing = f"reading the processes of {self.files.root}"
         found = {}
         try:
-            names = os.listdir(self.root)
+            names = self.files.names()
         except OSError:
             return {}
         for name in names:
             if name.isdigit():
                 self._deadline.remaining()
-                raw = self._read(os.path.join(self.root, name, "stat"))
+                raw = self.read(int(name), "stat")
                 if raw:
                     try:
                         found[int(name)] = parse_stat(raw)
@@ -119,7 +122,7 @@ class ProcessTable:
 
     def process(self, pid: int, command: str, parent: int) -> "Optional[Process]":
         """The whole process, or None if it is gone."""
-        status, line = self._read(self.path(pid, "status")), self._read(self.path(pid, "cmdline"))
+        status, line = self.read(pid, "status"), self.read(pid, "cmdline")
         if not status or line is None:
             return None
         try:
@@ -133,19 +136,29 @@ class ProcessTable:
 
         As exact as a clock tick (10 ms), as long as the wall clock was not set since.
         """
-        raw = self._read(self.path(pid, "stat"))
+        raw = self.read(pid, "stat")
         if not raw:
             return None
         boot = time.clock_gettime(time.CLOCK_REALTIME) - time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
-            ticks = parse_start_ticks(raw) / os.sysconf("SC_CLK_TCK")
-            return parse_stat(raw)[0], boot + ticks
+            return parse_stat(raw)[0], boot + self._start(raw)
         except (ValueError, IndexError):
             return None
 
+    def age(self, pid: int) -> "Optional[float]":
+        """Seconds since a process started, as exact as a clock tick; None if it is gone."""
+        raw = self.read(pid, "stat")
+        try:
+            return max(self.files.since_boot() - self._start(raw), 0.0) if raw else None
+        except (ValueError, IndexError):
+            return None
+
+    def _start(self, raw: bytes) -> float:
+        return parse_start_ticks(raw) / self.files.ticks_per_second
+
     def group(self, pid: int) -> "Optional[int]":
         """The effective group id of a process, or None if it is gone."""
-        status = self._read(self.path(pid, "status"))
+        status = self.read(pid, "status")
         try:
             return parse_ids(status or b"", b"Gid")
         except (ValueError, IndexError):
@@ -155,15 +168,17 @@ class ProcessTable:
         """Whether all processes of the machine are in this table: process 2 is a kernel thread in
         the first process namespace alone (PF_KTHREAD in field 9 of its stat).
         """
-        raw = self._read(self.path(2, "stat")) or b""
+        raw = self.read(2, "stat") or b""
         fields = raw[raw.rfind(b")") + 2 :].split()
         return len(fields) > 6 and bool(int(fields[6]) & 0x00200000)
 
     def shares_namespaces(self, pid: int) -> bool:
         """Whether a process is known to live among the same files, processes and users as we."""
+        if not self.files.is_live:
+            return False
         try:
             return all(
-                os.readlink(self.path(pid, "ns", name)) == os.readlink(f"/proc/self/ns/{name}")
+                self.files.link(str(pid), "ns", name) == os.readlink(f"/proc/self/ns/{name}")
                 for name in ("mnt", "pid", "user")
             )
         except OSError:
@@ -171,24 +186,23 @@ class ProcessTable:
 
     def socket_inodes(self, pid: int) -> "Optional[set[int]]":
         """Inodes of the sockets a process holds; None where its descriptors may not be read."""
-        directory = self.path(pid, "fd")
         try:
-            names = os.listdir(directory)
+            names = self.files.names(str(pid), "fd")
         except OSError:
             return None
         inodes = set()
         for name in names:
             try:
-                target = os.readlink(os.path.join(directory, name))
+                target = self.files.link(str(pid), "fd", name)
             except OSError:
                 continue
             if target.startswith("socket:["):
                 inodes.add(int(target[8:-1]))
         return inodes
 
-    def _read(self, path: str) -> "Optional[bytes]":
+    def read(self, pid: int, name: str) -> "Optional[bytes]":
+        """A file of a process, or None if that is gone or may not be read."""
         try:
-            with open(path, "rb", 0) as file:
-                return file.read()
+            return self.files.read(str(pid), name)
         except OSError:
             return None

@@ -6,6 +6,7 @@ started when the backend says it did.
 """
 
 from check_pgsock.deadline import Deadline
+from check_pgsock.proc_files import LiveProc
 from check_pgsock.processes import POSTGRES_COMMANDS, ProcessTable
 from check_pgsock.text import clean
 
@@ -36,7 +37,7 @@ def find_locality(
 ) -> Locality:
     """Look for the backend among the processes of this host."""
     deadline.doing = f"looking for process {backend_pid}"
-    found = ProcessTable(deadline, root).started(backend_pid)
+    found = ProcessTable(deadline, LiveProc(root)).started(backend_pid)
     return judge_locality(backend_pid, backend_start, found)
 
 

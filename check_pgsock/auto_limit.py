@@ -11,22 +11,20 @@ from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg, listeners_at
 from check_pgsock.limits import Limit, LimitUnknown
 from check_pgsock.postmaster import Census, Port, prove
-from check_pgsock.proc_files import LiveProc
 from check_pgsock.processes import Process, ProcessTable
 from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket
-from check_pgsock.sockets.sources import SocketReader, listener_inodes
+from check_pgsock.sockets.reader import Reader, SocketReader
+from check_pgsock.sockets.sources import listener_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
+    from check_pgsock.view import View
+
 
 def read_limit(
-    leg: Leg,
-    reader: SocketReader,
-    found: "list[Listener]",
-    proc_root: "Optional[str]",
-    deadline: Deadline,
+    leg: Leg, view: "View", found: "list[Listener]"
 ) -> "tuple[Limit, str, Optional[str]]":
     """(limit, proof of whose server it is, pending change of it) of the leg's one port, on which
     a server leg has `found` these listeners.
@@ -34,6 +32,8 @@ def read_limit(
     Raises LimitUnknown, naming --limit, wherever that cannot be told for certain.
     """
     (port,) = leg.ports
+    (reader,) = view.reader.each
+    deadline = view.deadline
     if reader.saved:
         raise LimitUnknown(
             f"the limit of port {port} is not in a saved moment; name it with --limit N"
@@ -44,7 +44,7 @@ def read_limit(
     else:
         bound = reader.listeners(port)
         listeners = _listeners_of_client_leg(leg, reader, port, accepted, bound)
-    table = ProcessTable(deadline, LiveProc(proc_root or "/proc"))
+    table = view.processes()
     uids = {one.uid for one in listeners}
     census = Census(table, uids)
     owner, proof = prove(
@@ -63,13 +63,13 @@ def read_limit(
     )
     backlogs = {one.backlog for one in listeners if reader.of_this_host}
     backlog = backlogs.pop() if len(backlogs) == 1 else None
-    source = LimitReader(table, owner, port, backlog, deadline)
+    source = LimitReader(table, owner, port, backlog, reader, deadline)
     limit = source.read()
     return limit, f"{proof} (process {owner.pid})", source.pending
 
 
 def _local_ports(
-    reader: SocketReader, peers: "set[tuple[bytes, int]]"
+    reader: Reader, peers: "set[tuple[bytes, int]]"
 ) -> "dict[tuple[bytes, int], set[int]]":
     """The local ports that each of the remote ends `peers` is connected to."""
     states = 0xFFFF & ~(1 << LISTEN)
@@ -84,7 +84,7 @@ def _local_ports(
 
 def _listeners_of_client_leg(
     leg: Leg,
-    reader: SocketReader,
+    reader: Reader,
     port: int,
     accepted: "list[Socket]",
     found: "list[Listener]",
@@ -113,12 +113,13 @@ class LimitReader:
 
     def __init__(
         self, table: ProcessTable, postmaster: Process, port: int, backlog: "Optional[int]",
-        deadline: Deadline,
+        reader: SocketReader, deadline: Deadline,
     ) -> None:  # fmt: skip
         self._table = table
         self._process = postmaster
         self._port = port
         self._backlog = backlog
+        self._reader = reader
         self._deadline = deadline
         self._data = table.path(postmaster.pid, "cwd")
         self._settings = limits.parse_arguments(postmaster.arguments)
@@ -127,7 +128,8 @@ class LimitReader:
     def read(self) -> Limit:
         """The limit; raises LimitUnknown with every source's reason."""
         self._deadline.doing = f"reading the limit of port {self._port}"
-        somaxconn = self._somaxconn()
+        # Without it every backlog counts as capped by it.
+        somaxconn = self._reader.setting("net/core/somaxconn") or 0
         reasons = []
         major = self._major()
         given = limits.parse_whole(self._settings.get("max_connections"))
@@ -206,13 +208,6 @@ class LimitReader:
         else:
             raise ValueError("pg_control changes too fast to be read")
         return limits.parse_control_file(raw)
-
-    def _somaxconn(self) -> int:
-        try:
-            with open("/proc/sys/net/core/somaxconn", "rb", 0) as file:
-                return int(file.read())
-        except (OSError, ValueError):
-            return 0  # every backlog counts as capped by it
 
     def _major(self) -> "Optional[int]":
         """The server's major version, from its data directory or its root-owned program."""

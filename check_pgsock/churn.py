@@ -100,6 +100,29 @@ class Churn:
         )
 
 
+def sum_churns(parts: "list[Churn]") -> Churn:
+    """The churn of several places that were watched at the same time.
+
+    What one of them cannot tell of probes and failed connects, all cannot.
+    """
+
+    def total(values: "list[Optional[int]]") -> "Optional[int]":
+        known = [one for one in values if one is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    return Churn(
+        sum(one.elapsed for one in parts) / len(parts),
+        sum(one.closed for one in parts),
+        sum(one.opened for one in parts),
+        [close for one in parts for close in one.closes],
+        total([one.probes for one in parts]),
+        sum(one.opened_probes for one in parts),
+        total([one.failed_connects for one in parts]),
+        sum(one.lost for one in parts),
+        sum(one.unexplained for one in parts),
+    )
+
+
 def is_live(one: Socket) -> bool:
     """Whether the kernel still holds the full socket of this connection."""
     return one.state in LIVE and one.timer != _TIMER_TIME_WAIT

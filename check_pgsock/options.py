@@ -155,6 +155,15 @@ def add_socket_options(parser: Parser) -> None:
         "--exclude-peer", metavar="CIDR", type=argument(parse_network), action="append", default=[],
         help="no sockets whose remote address lies in this network; repeatable",
     )  # fmt: skip
+    add_view_options(group)
+    group.add_argument(
+        "--no-listener", choices=("ok", "warning", "critical", "unknown"), default="unknown",
+        help="service state when nothing listens on the port, server leg (default: unknown)",
+    )  # fmt: skip
+
+
+def add_view_options(group: "argparse._ArgumentGroup") -> None:
+    """The options that choose where to look: see view.open_view()."""
     group.add_argument(
         "--source", choices=("auto", "netlink", "procfs"), default="auto",
         help="where sockets are read; auto: netlink, and procfs where that fails (default: auto)",
@@ -164,15 +173,18 @@ def add_socket_options(parser: Parser) -> None:
         help="read DIR/net/tcp, of a saved copy, or DIR/1/net/tcp where DIR is a host's live /proc",
     )  # fmt: skip
     group.add_argument(
-        "--no-listener", choices=("ok", "warning", "critical", "unknown"), default="unknown",
-        help="service state when nothing listens on the port, server leg (default: unknown)",
+        "--netns", metavar="NAME|PID", type=argument(parse_namespace), action="append", default=[],
+        help="read this network namespace instead, by its name (ip netns) or a process in it; "
+        "repeatable: all together, each once; `self` is the check's own",
     )  # fmt: skip
 
 
-def validate_socket_options(options: argparse.Namespace) -> None:
+def validate_view_options(options: argparse.Namespace) -> None:
     """Raise UsageError for combinations that contradict each other."""
     if options.proc_root is not None and options.source == "netlink":
         raise UsageError("--proc-root is read by procfs and --source names netlink; drop one")
+    if options.proc_root is not None and options.netns:
+        raise UsageError("--proc-root and --netns name different places to read; drop one")
 
 
 def require_below_timeout(options: argparse.Namespace, name: str) -> None:
@@ -233,6 +245,13 @@ def parse_directory(text: str) -> str:
     """The name of a directory; whether it is there is seen when it is used."""
     if not text or "\0" in text:
         raise ValueError(f"'{text}' is no directory")
+    return text
+
+
+def parse_namespace(text: str) -> str:
+    """The name of a network namespace or a process id; whether it is there is seen later."""
+    if not text or "/" in text or "\0" in text or text in (".", ".."):
+        raise ValueError(f"'{text}' is neither a name (ip netns) nor a process id")
     return text
 
 

@@ -257,7 +257,7 @@ def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
                     f"see {spec.executable} --help"
                 )
     if spec.sockets:
-        opts.validate_socket_options(options)
+        opts.validate_view_options(options)
     if spec.validate is not None:
         spec.validate(options)
     return options

@@ -1,19 +1,20 @@
-"""What the socket checks do alike: open the reader, and say what a missing listener means."""
+"""What the socket checks do alike: open what they look at, say what a missing listener means."""
 
+from check_pgsock import view
 from check_pgsock.errors import PgsockError
 from check_pgsock.legs import Leg, format_address
 from check_pgsock.plugin import Run
 from check_pgsock.sockets.model import Listener
-from check_pgsock.sockets.sources import SocketReader
+from check_pgsock.view import View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
 
-def open_reader(run: Run) -> SocketReader:
-    """The socket reader that the options choose."""
-    return SocketReader(run.options.source, run.options.proc_root, run.deadline)
+def open_view(run: Run) -> View:
+    """The sockets and processes that the options choose."""
+    return view.open_view(run.options, run.deadline)
 
 
 def listener_floor(run: Run, leg: Leg, listeners: "list[Listener]") -> "Optional[tuple[str, str]]":

@@ -2,7 +2,7 @@
 
 import time
 
-from check_pgsock.churn import LIVE, EventLedger, SnapshotLedger, cookies, has_data
+from check_pgsock.churn import LIVE, EventLedger, SnapshotLedger, cookies, has_data, sum_churns
 from check_pgsock.errors import SourceError
 from check_pgsock.legs import Leg
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from check_pgsock.deadline import Deadline
     from check_pgsock.sockets.events import DestroyEvents
     from check_pgsock.sockets.model import Socket
-    from check_pgsock.sockets.sources import SocketReader
+    from check_pgsock.sockets.reader import Reader, SocketReader
 
 PAUSE = 0.2  # seconds between two snapshots
 
@@ -38,7 +38,7 @@ class Watched:
 
 
 def watch(
-    leg: Leg, reader: "SocketReader", source: str, window: float, deadline: "Deadline",
+    leg: Leg, reader: "Reader", source: str, window: float, deadline: "Deadline",
     only_with_data: bool = False,
 ) -> Watched:  # fmt: skip
     """Watch the leg for `window` seconds; `source` is what the command line chooses.
@@ -47,12 +47,34 @@ def watch(
     Raises SourceError where neither events nor snapshots can be had, or where events are
     refused and netlink was chosen by name.
     """
+
+    def watch_one(one: "SocketReader") -> Watched:
+        return _watch_one(leg, one, source, window, deadline, only_with_data)
+
+    if len(reader.each) == 1:
+        return watch_one(reader.each[0])
+    from concurrent.futures import ThreadPoolExecutor  # 10 ms, and rarely needed
+
+    with ThreadPoolExecutor(len(reader.each)) as pool:
+        parts = list(pool.map(watch_one, reader.each))
+    return Watched(
+        sum_churns([one.churn for one in parts]),
+        [socket for one in parts for socket in one.live],
+        [line for one in parts for line in one.details],
+        next((one.refusal for one in parts if one.refusal is not None), None),
+    )
+
+
+def _watch_one(
+    leg: Leg, reader: "SocketReader", source: str, window: float, deadline: "Deadline",
+    only_with_data: bool,
+) -> Watched:  # fmt: skip
     if reader.used == "procfs":
         return _by_snapshots(leg, reader, window, deadline, only_with_data, "procfs has no events")
     from check_pgsock.sockets.events import DestroyEvents
 
     try:
-        events = DestroyEvents(leg.ports, leg.server, deadline)
+        events = DestroyEvents(leg.ports, leg.server, deadline, namespace=reader.namespace)
     except SourceError as error:
         if source == "netlink":
             raise SourceError(

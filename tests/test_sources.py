@@ -17,7 +17,8 @@ from check_pgsock.errors import DeadlineError, SourceError
 from check_pgsock.pgsock.lab.hosts import NamespaceHost
 from check_pgsock.sockets import model, sources
 from check_pgsock.sockets.model import Query, Socket
-from check_pgsock.sockets.sources import NetlinkSource, SocketReader
+from check_pgsock.sockets.reader import SocketReader
+from check_pgsock.sockets.sources import NetlinkSource
 from tests import restricted, support
 from tests.moment import MOMENT
 from tests.restricted import DENY_NETLINK, HIDE_PROC
@@ -198,11 +199,11 @@ def test_a_socket_listed_again_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return os.fstat(stack.enter_context(server.accept()[0]).fileno()).st_ino
 
-        def read_and_grow(path: str, deadline: Deadline) -> Iterator[list[bytes]]:
+        def read_and_grow(descriptor: int, deadline: Deadline) -> Iterator[list[bytes]]:
             # A page that is not full is the last one. When sockets are added then, the kernel
             # lists as many behind it that it has listed already.
-            grows = path.endswith("tcp")
-            for lines in read_lines(path, deadline):
+            grows = os.readlink(f"/proc/self/fd/{descriptor}").endswith("tcp")
+            for lines in read_lines(descriptor, deadline):
                 listed.extend(tuple(line.split()[1:4]) for line in lines)
                 yield lines
                 if grows and sum(map(len, lines)) < os.sysconf("SC_PAGE_SIZE") - 500:

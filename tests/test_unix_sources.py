@@ -25,7 +25,7 @@ from check_pgsock.pgsock.lab.hosts import NamespaceHost
 from check_pgsock.pgsock.lab.lab import APPLICATION, DATABASE, Lab
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session
-from check_pgsock.sockets.sources import SocketReader
+from check_pgsock.sockets.reader import SocketReader
 from check_pgsock.sockets.unix_sockets import UnixEndpoint
 from tests import restricted, support
 from tests.details import DETAILS, PATH, UNIX_LISTENERS
@@ -39,7 +39,7 @@ READ = """
 import json, sys
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError
-from check_pgsock.sockets.sources import SocketReader
+from check_pgsock.sockets.reader import SocketReader
 source, path = sys.argv[1:]
 reader = SocketReader(source, None, Deadline(5))
 try:
@@ -400,7 +400,7 @@ def test_clients_of_another_network_namespace(
 ON_AN_OVERLAY = """
 import ctypes, os, socket, sys
 from check_pgsock.deadline import Deadline
-from check_pgsock.sockets.sources import SocketReader
+from check_pgsock.sockets.reader import SocketReader
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.unshare(0x20000) == 0
 assert libc.mount(None, b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE

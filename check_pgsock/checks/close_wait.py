@@ -13,7 +13,7 @@ from check_pgsock import options as opts
 from check_pgsock.legs import Leg, top_peers
 from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
-from check_pgsock.socket_check import listener_floor, open_reader
+from check_pgsock.socket_check import listener_floor, open_view
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, Socket, Tally
 from check_pgsock.text import plural
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import NoReturn
 
-    from check_pgsock.sockets.sources import SocketReader
+    from check_pgsock.sockets.reader import Reader
 
 DEFAULT_SETTLE = 1.0
 
@@ -65,7 +65,7 @@ def staying(first: "list[Socket]", second: "list[Socket]") -> "list[Socket]":
 def probe(run: Run) -> Report:
     """Count once; look twice at the sockets only when the count exceeds a threshold."""
     leg = opts.chosen_leg(run.options)
-    reader = open_reader(run)
+    reader = open_view(run).reader
     tally = reader.count(leg.query(CLOSE_WAIT, ESTABLISHED, LISTEN))
     count = tally.count(CLOSE_WAIT)
     sockets: list[Socket] = []
@@ -89,7 +89,7 @@ def probe(run: Run) -> Report:
 def report(
     run: Run,
     leg: Leg,
-    reader: "SocketReader",
+    reader: "Reader",
     tally: Tally,
     count: int,
     sockets: "list[Socket]",

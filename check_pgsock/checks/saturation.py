@@ -15,7 +15,7 @@ from check_pgsock.errors import UsageError
 from check_pgsock.legs import Leg, top_peers
 from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
-from check_pgsock.socket_check import listener_floor, open_reader
+from check_pgsock.socket_check import listener_floor, open_view
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_RECV, Tally
 
 TYPE_CHECKING = False
@@ -41,15 +41,19 @@ def add_options(parser: opts.Parser) -> None:
 
 
 def validate(options: "Namespace") -> None:
-    """Several ports are one pool, whose size nothing but the administrator knows."""
-    if options.limit is None and len(set(options.port)) > 1:
-        raise UsageError("several --port are one pool and need its size: name it with --limit N")
+    """Several endpoints are one pool, whose size nothing but the administrator knows."""
+    for name in ("port", "netns"):
+        if options.limit is None and len(set(getattr(options, name))) > 1:
+            raise UsageError(
+                f"several --{name} are one pool and need its size: name it with --limit N"
+            )
 
 
 def probe(run: Run) -> Report:
     """Count the leg's sockets, find the limit, put both into words."""
     leg = opts.chosen_leg(run.options)
-    reader = open_reader(run)
+    view = open_view(run)
+    reader = view.reader
     tally = reader.count(leg.query(ESTABLISHED, CLOSE_WAIT, SYN_RECV, LISTEN))
     floor = listener_floor(run, leg, tally.listeners)
     notes: list[str] = []
@@ -58,9 +62,7 @@ def probe(run: Run) -> Report:
     if slots is None and floor is None:
         from check_pgsock.auto_limit import read_limit  # many runs are told the limit
 
-        limit, proof, pending = read_limit(
-            leg, reader, tally.listeners, run.options.proc_root, run.deadline
-        )
+        limit, proof, pending = read_limit(leg, view, tally.listeners)
         slots = limit.usable
         if leg.address is not None or leg.peers or leg.excluded_peers:
             notes.append(

@@ -24,7 +24,7 @@ from check_pgsock.errors import PgsockError, UsageError
 from check_pgsock.legs import Leg, format_address, top_peers
 from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
-from check_pgsock.socket_check import listener_floor, open_reader
+from check_pgsock.socket_check import listener_floor, open_view
 from check_pgsock.sockets.destroy_filter import MOST_PORTS
 from check_pgsock.sockets.model import ESTABLISHED, TIME_WAIT
 from check_pgsock.text import plural
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from check_pgsock.churn import Churn
     from check_pgsock.sockets.model import Socket
-    from check_pgsock.sockets.sources import SocketReader
+    from check_pgsock.sockets.reader import Reader
 
 DEFAULT_WINDOW = 3.0
 SHORTEST_WINDOW = 0.1
@@ -85,6 +85,11 @@ def validate(options: "Namespace") -> None:
                 "time_wait in % is of ip_local_port_range, which --proc-root cannot tell of "
                 "another namespace; give absolute bounds"
             )
+        if len(set(options.netns)) > 1:
+            raise UsageError(
+                "time_wait in % is of ip_local_port_range, which each --netns has its own of; give "
+                "absolute bounds"
+            )
 
 
 def _has_percent(options: "Namespace") -> bool:
@@ -95,7 +100,7 @@ def _has_percent(options: "Namespace") -> bool:
 def probe(run: Run) -> Report:
     """Watch the leg for the window, then count its TIME_WAIT sockets."""
     leg = opts.chosen_leg(run.options)
-    reader = open_reader(run)
+    reader = open_view(run).reader
     if reader.saved:
         raise PgsockError(
             "a saved moment (--proc-root) cannot tell a rate; watch a live system, or judge the "
@@ -106,7 +111,7 @@ def probe(run: Run) -> Report:
     if _has_percent(run.options):
         from check_pgsock.sockets.port_range import read_port_count
 
-        ports = read_port_count()
+        ports = read_port_count(reader.each[0].namespace)
     seen = watch(
         leg, reader, run.options.source, run.options.window, run.deadline,
         only_with_data=run.options.ignore_probes,
@@ -117,7 +122,7 @@ def probe(run: Run) -> Report:
 def report(
     run: Run,
     leg: Leg,
-    reader: "SocketReader",
+    reader: "Reader",
     seen: Watched,
     ports: "Optional[int]",
     floor: "Optional[tuple[str, str]]",
@@ -141,14 +146,14 @@ def report(
     )
 
 
-def read_time_wait(leg: Leg, reader: "SocketReader") -> "tuple[int, str]":
+def read_time_wait(leg: Leg, reader: "Reader") -> "tuple[int, str]":
     """The number of TIME_WAIT sockets to judge, and that number in words."""
     if leg.server:
         number = reader.count(leg.query(TIME_WAIT)).count(TIME_WAIT)
         return number, f"TIME_WAIT: {number}"
-    sockets = reader.sockets(leg.query(TIME_WAIT))
-    most, one = fullest_destination(sockets)
-    told = f"TIME_WAIT: {len(sockets)}"
+    found = [each.sockets(leg.query(TIME_WAIT)) for each in reader.each]
+    most, one = max((fullest_destination(sockets) for sockets in found), key=lambda it: it[0])
+    told = f"TIME_WAIT: {sum(map(len, found))}"
     if one is not None:
         told += f", of which {most} {destination(one)}"
     return most, told
@@ -236,7 +241,7 @@ def counts(churn: "Churn") -> str:
 def who(
     run: Run,
     leg: Leg,
-    reader: "SocketReader",
+    reader: "Reader",
     churn: "Churn",
     waiting: int,
     ports: "Optional[int]",

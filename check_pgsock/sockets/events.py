@@ -1,7 +1,7 @@
 """The kernel's destroy events of TCP sockets, received: one per connection that ends.
 
 Unprivileged: the groups SKNLGRP_INET_TCP_DESTROY and SKNLGRP_INET6_TCP_DESTROY of
-NETLINK_SOCK_DIAG (include/uapi/linux/sock_diag.h), of this process's network namespace. The
+NETLINK_SOCK_DIAG (include/uapi/linux/sock_diag.h), of one network namespace. The
 ports are filtered in the kernel, so that the connections of others do not fill the buffer; what
 is lost in spite of that is counted by the kernel, exactly.
 """
@@ -15,13 +15,15 @@ from struct import Struct
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError
 from check_pgsock.sockets.destroy_filter import pack_filter, parse_events
-from check_pgsock.sockets.sources import NETLINK_SOCK_DIAG
+from check_pgsock.sockets.sources import open_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Optional
 
     from check_pgsock.sockets.model import Socket
+    from check_pgsock.sockets.namespaces import Namespace
 
 _GROUPS = (1, 3)  # SKNLGRP_INET_TCP_DESTROY, SKNLGRP_INET6_TCP_DESTROY
 _SOL_NETLINK = 270
@@ -37,20 +39,26 @@ BUFFER = 1 << 24  # bytes to ask for; memory is used only for events that wait
 
 
 class DestroyEvents:
-    """The destroy events of the connections of `ports`, from its making on.
+    """The destroy events of the connections of `ports`, from its making on, in `namespace` or
+    that of this process.
 
     Raises SourceError where the kernel refuses. To be used as a context manager.
     """
 
     def __init__(
-        self, ports: "tuple[int, ...]", local: bool, deadline: Deadline, buffer: int = BUFFER
+        self,
+        ports: "tuple[int, ...]",
+        local: bool,
+        deadline: Deadline,
+        buffer: int = BUFFER,
+        namespace: "Optional[Namespace]" = None,
     ) -> None:
         self._deadline = deadline
         self._data = bytearray(_DATAGRAM)
         self.received = 0
         program = pack_filter(ports, local)
         try:
-            self._channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+            self._channel = open_channel(namespace)
         except OSError as error:
             raise SourceError(_refused(error)) from error
         try:

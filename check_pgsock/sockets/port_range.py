@@ -1,15 +1,27 @@
-"""The ephemeral ports of this process's network namespace: read, and parsed."""
+"""The ephemeral ports of a network namespace: read, and parsed."""
 
 from check_pgsock.errors import MalformedError, SourceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+    from check_pgsock.sockets.namespaces import Namespace
 
 PATH = "/proc/sys/net/ipv4/ip_local_port_range"
 
 
-def read_port_count() -> int:
-    """How many local ports connections from here to one destination can have (IPv6 too)."""
-    try:
+def read_port_count(namespace: "Optional[Namespace]" = None) -> int:
+    """How many local ports connections to one destination can have (IPv6 too), from `namespace`
+    or that of this process.
+    """
+
+    def read() -> bytes:
         with open(PATH, "rb", 0) as file:
-            return parse_port_count(file.read(100))
+            return file.read(100)
+
+    try:
+        return parse_port_count(read() if namespace is None else namespace.call(read))
     except OSError as error:
         raise SourceError(
             f"{PATH} cannot be read: {error.strerror}; give --time-wait-warning and "

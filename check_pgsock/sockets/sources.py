@@ -1,7 +1,7 @@
 """Where sockets are read: the kernel's netlink dump, or /proc/net/tcp, tcp6 and unix.
 
 Here alone (and in events.py) netlink sockets and files of /proc/net are opened. Both sources
-answer the same queries with the same values; `SocketReader` chooses between them.
+answer the same queries with the same values; reader.py chooses between them.
 """
 
 import os
@@ -13,20 +13,54 @@ from functools import partial
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError
 from check_pgsock.sockets import inet_diag
-from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket, Tally
+from check_pgsock.sockets.model import LISTEN, Query, Socket, Tally
 from check_pgsock.sockets.netlink_dump import Dump
 from check_pgsock.sockets.proc_net import Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import Callable, Optional, TypeVar, Union
+    from collections.abc import Iterator
+    from typing import Callable, Optional, Protocol, TypeVar, Union
 
-    from check_pgsock.sockets.socket_file import SocketFile
-    from check_pgsock.sockets.unix_sockets import UnixEndpoint, UnixListener, UnixSocket
+    from check_pgsock.sockets.namespaces import Namespace
+    from check_pgsock.sockets.unix_sockets import UnixListener, UnixSocket
 
     _T = TypeVar("_T")
     AnyUnix = Union[UnixListener, UnixSocket]
+
+    class Source(Protocol):
+        """What answers queries. Methods raise SourceError."""
+
+        @property
+        def name(self) -> str:
+            """netlink, procfs or recording."""
+
+        @property
+        def saved(self) -> bool:
+            """Whether it is a saved moment: looking twice at it tells nothing."""
+
+        @property
+        def of_this_host(self) -> bool:
+            """Whether it is of the file systems and processes that can be seen here, and now."""
+
+        def count(self, query: Query) -> Tally:
+            """Count the sockets that answer `query`, and keep the listeners among them."""
+
+        def sockets(self, query: Query) -> "list[Socket]":
+            """Return the sockets that answer `query`."""
+
+        def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
+            """Return the Unix sockets in these states that are `wanted`, each once."""
+
+        def setting(self, name: str) -> "Optional[int]":
+            """A whole number of /proc/sys, such as net/core/somaxconn; None: cannot be read."""
+
+        def notes(self) -> "list[str]":
+            """What qualifies all that was read."""
+
+        def describe(self) -> "list[str]":
+            """How it was read, for -vv: the first line names the source."""
+
 
 NETLINK_SOCK_DIAG = 4  # include/uapi/linux/netlink.h; Python names it only as NETLINK_INET_DIAG
 _BUFFER = 1 << 16  # the kernel sends at most 32 KiB at once
@@ -35,13 +69,28 @@ _ATTEMPTS = 3
 
 
 class NetlinkSource:
-    """Dumps through NETLINK_SOCK_DIAG in the network namespace of this process."""
+    """Dumps through NETLINK_SOCK_DIAG in `namespace`, or else that of this process."""
 
     name = "netlink"
+    saved = False
+    of_this_host = True
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, namespace: "Optional[Namespace]" = None) -> None:
         self._deadline = deadline
+        self._namespace = namespace
         self._sequence = 0
+
+    def setting(self, name: str) -> "Optional[int]":
+        """A whole number of /proc/sys; None where it cannot be read."""
+        return read_setting(name, self._namespace)
+
+    def notes(self) -> "list[str]":
+        """Nothing qualifies what the kernel answers."""
+        return []
+
+    def describe(self) -> "list[str]":
+        """How it was read."""
+        return [f"source: {self.name}"]
 
     def count(self, query: Query) -> Tally:
         """Count the sockets that answer `query`."""
@@ -104,7 +153,7 @@ class NetlinkSource:
 
     def _datagrams(self, request: bytes, dump: Dump) -> "Iterator[bytearray]":
         buffer = bytearray(_BUFFER)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as channel:
+        with open_channel(self._namespace) as channel:
             channel.settimeout(self._deadline.remaining())
             channel.send(request)
             while not dump.done:
@@ -122,8 +171,31 @@ class NetlinkSource:
                 yield buffer[:size]
 
 
+def open_channel(namespace: "Optional[Namespace]" = None) -> socket.socket:
+    """A netlink socket to sock_diag in `namespace`, or that of this process; raises OSError, and
+    SourceError where the namespace may not be entered.
+    """
+    parameters = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    if namespace is None:
+        return socket.socket(*parameters)
+    return namespace.call(lambda: socket.socket(*parameters))
+
+
+def read_setting(name: str, namespace: "Optional[Namespace]" = None) -> "Optional[int]":
+    """A whole number of /proc/sys, as `namespace` has it; None where it cannot be read."""
+
+    def read() -> int:
+        with open(f"/proc/sys/{name}", "rb", 0) as file:
+            return int(file.read().split()[0])
+
+    try:
+        return read() if namespace is None else namespace.call(read)
+    except (OSError, SourceError, ValueError, IndexError):
+        return None
+
+
 class ProcfsSource:
-    """Reads tcp, tcp6 and unix below a proc root.
+    """Reads tcp, tcp6 and unix below a proc root, or in `namespace`.
 
     Without a root the reader's own namespace is read. Below a given root whose `net` is a
     symlink (a live /proc, such as a host's seen from a container) `1/net` is read, since `net`
@@ -132,12 +204,20 @@ class ProcfsSource:
 
     name = "procfs"
 
-    def __init__(self, root: "Optional[str]", deadline: Deadline) -> None:
+    def __init__(
+        self, root: "Optional[str]", deadline: Deadline, namespace: "Optional[Namespace]" = None
+    ) -> None:
         self._deadline = deadline
+        self._namespace = namespace
         self.saved = False
-        self.without_ipv6 = False
+        self._without_ipv6 = False
         if root is None:
             self.directory = "/proc/net"
+            if namespace is not None:
+                # /proc/net is the process's, whatever namespace its thread is in.
+                self.directory = "/proc/thread-self/net"
+                if namespace.refusal is not None and namespace.process is not None:
+                    self.directory, self._namespace = f"{namespace.process}/net", None
             return
         net = os.path.join(root, "net")
         try:
@@ -170,7 +250,7 @@ class ProcfsSource:
         path = os.path.join(self.directory, "unix")
         found = []
         try:
-            for one in parse_sockets(path, _read_unbroken(path, self._deadline)):
+            for one in parse_sockets(path, _read_unbroken(self._open(path), self._deadline)):
                 state = one.state if isinstance(one, UnixSocket) else LISTEN
                 if states >> state & 1 and wanted(one):
                     found.append(one)
@@ -179,16 +259,50 @@ class ProcfsSource:
             raise SourceError(f"{path} cannot be read: {error.strerror}{what}") from error
         return found
 
+    @property
+    def of_this_host(self) -> bool:
+        """Whether it is this host's own /proc, now."""
+        return self.directory.startswith("/proc/") and not self.saved
+
+    def setting(self, name: str) -> "Optional[int]":
+        """A whole number of /proc/sys: that is always the reader's own namespace's, so None for
+        another.
+        """
+        if self.directory in ("/proc/net", "/proc/thread-self/net"):
+            return read_setting(name, self._namespace)
+        return None
+
+    def notes(self) -> "list[str]":
+        """What qualifies all that was read: what a saved moment does not hold."""
+        if self.saved and self._without_ipv6:
+            return [
+                "the saved moment has no tcp6: IPv6 connections, and those of listeners that take "
+                "IPv4 and IPv6, are not in it"
+            ]
+        return []
+
+    def describe(self) -> "list[str]":
+        """How it was read."""
+        lines = [f"source: {self.name} ({self.directory})"]
+        if self._without_ipv6 and not self.saved:
+            lines.append("no tcp6 beside tcp: a kernel without IPv6")
+        return lines
+
+    def _open(self, path: str) -> int:
+        if self._namespace is None:
+            return open_plain(path)
+        return self._namespace.call(lambda: open_plain(path))
+
     def _read(self, query: Query) -> "Iterator[tuple[Table, list[bytes]]]":
         for name in ("tcp", "tcp6"):
             path = os.path.join(self.directory, name)
             table = Table(path, query, sys.byteorder, ipv6=name == "tcp6")
             try:
-                for lines in read_lines(path, self._deadline):
+                for lines in read_lines(self._open(path), self._deadline):
                     yield table, lines
             except FileNotFoundError as error:
                 if name == "tcp6":
-                    self.without_ipv6 = True  # a kernel without IPv6
+                    self._without_ipv6 = True  # a kernel without IPv6
                     return
                 raise SourceError(f"{path} cannot be read: {error.strerror}") from error
             except OSError as error:
@@ -196,9 +310,9 @@ class ProcfsSource:
             table.close()
 
 
-def read_lines(path: str, deadline: Deadline) -> "Iterator[list[bytes]]":
-    """Yield the lines of a file, some at a time; raises OSError, SourceError for no plain file."""
-    with open(_open_plain(path), "rb", 0) as file:
+def read_lines(descriptor: int, deadline: Deadline) -> "Iterator[list[bytes]]":
+    """Yield the lines of an open file, some at a time, then close it; raises OSError."""
+    with open(descriptor, "rb", 0) as file:
         rest = b""
         while True:
             deadline.remaining()
@@ -213,15 +327,16 @@ def read_lines(path: str, deadline: Deadline) -> "Iterator[list[bytes]]":
             yield [rest]
 
 
-def _read_unbroken(path: str, deadline: Deadline) -> "Iterator[bytes]":
-    """Yield the lines of a file, which newlines end and nothing else; raises as read_lines()."""
-    with open(_open_plain(path), "rb", _CHUNK) as file:
+def _read_unbroken(descriptor: int, deadline: Deadline) -> "Iterator[bytes]":
+    """Yield the lines of an open file, which newlines end and nothing else, then close it."""
+    with open(descriptor, "rb", _CHUNK) as file:
         for line in file:
             deadline.remaining()
             yield line
 
 
-def _open_plain(path: str) -> int:
+def open_plain(path: str) -> int:
+    """Open a regular file; raises OSError, and SourceError for what is none."""
     # O_NONBLOCK: a FIFO in a proc root from elsewhere must not hold the check.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -239,158 +354,10 @@ def listener_inodes(directory: str, port: int, deadline: Deadline) -> "set[int]"
         for name in ("tcp", "tcp6"):
             path = os.path.join(directory, name)
             table = Table(path, Query((port,), True, 1 << LISTEN), sys.byteorder, name == "tcp6")
-            for lines in read_lines(path, deadline):
+            for lines in read_lines(open_plain(path), deadline):
                 table.count(lines, tally)
                 if lines[-1].split()[3:4] not in ([b"st"], [b"0A"]):
                     break  # the listeners come first
     except (OSError, SourceError):
         pass
     return {one.inode for one in tally.listeners}
-
-
-class SocketReader:
-    """The chosen source, and what there is to say about the choice.
-
-    `auto` asks netlink first and goes over to procfs, for the whole run, when netlink is refused
-    or fails; a source chosen by name is never replaced. Methods raise SourceError.
-    """
-
-    def __init__(self, choice: str, proc_root: "Optional[str]", deadline: Deadline) -> None:
-        self.refusal: Optional[str] = None  # why netlink did not answer under `auto`
-        self._deadline = deadline
-        self._source: Union[NetlinkSource, ProcfsSource]
-        self._may_fall_back = choice == "auto" and proc_root is None
-        if choice == "procfs" or proc_root is not None:
-            self._source = ProcfsSource(proc_root, deadline)
-        else:
-            self._source = NetlinkSource(deadline)
-
-    @property
-    def used(self) -> str:
-        """The name of the source: netlink or procfs."""
-        return self._source.name
-
-    @property
-    def saved(self) -> bool:
-        """Whether a saved moment is read: looking twice at it tells nothing."""
-        return isinstance(self._source, ProcfsSource) and self._source.saved
-
-    @property
-    def of_this_host(self) -> bool:
-        """Whether the sockets are those of this process's own network namespace, now."""
-        return isinstance(self._source, NetlinkSource) or self._source.directory == "/proc/net"
-
-    def count(self, query: Query) -> Tally:
-        """Count the sockets that answer `query`, and keep the listeners among them."""
-        return self._ask(lambda source: source.count(query))
-
-    def sockets(self, query: Query) -> "list[Socket]":
-        """Return the sockets that answer `query`."""
-        return self._ask(lambda source: source.sockets(query))
-
-    def listeners(self, *ports: int, drops: bool = False) -> "list[Listener]":
-        """Return the listeners on `ports`, or all of them; with `drops` also what they dropped."""
-        return self.count(Query(ports, True, 1 << LISTEN, drops=drops)).listeners
-
-    def unix_listeners(self) -> "list[UnixListener]":
-        """Return all listening Unix sockets."""
-        from check_pgsock.sockets.unix_sockets import UnixListener
-
-        found = self._ask(lambda source: source.unix(1 << LISTEN, lambda one: True))
-        return [one for one in found if isinstance(one, UnixListener)]
-
-    def unix_sockets(self, path: str) -> "UnixEndpoint":
-        """Return the sockets of the socket file `path`, or of the abstract name `@name`."""
-        from check_pgsock.sockets.socket_file import SocketFile
-        from check_pgsock.sockets.unix_sockets import choose
-
-        place = SocketFile(path, self.of_this_host)
-
-        def wanted(one: "AnyUnix") -> bool:
-            return one.path is not None and (
-                (place.file is not None and one.file == place.file) or place.is_name(one.path)
-            )
-
-        found = self._ask(lambda source: source.unix(1 << LISTEN | 1 << ESTABLISHED, wanted))
-        endpoint = choose(found, place.is_name, place.file)
-        note = self._unix_note(place, endpoint, found)
-        return endpoint if note is None else endpoint._replace(notes=[note])
-
-    def _unix_note(
-        self, place: "SocketFile", endpoint: "UnixEndpoint", found: "list[AnyUnix]"
-    ) -> "Optional[str]":
-        """What qualifies the sockets of a socket file."""
-        from check_pgsock.sockets.unix_sockets import UnixListener
-
-        if place.is_abstract:
-            return None
-        if self.used == "procfs":
-            return (
-                "procfs does not tell apart a socket file and an earlier one of the same name: "
-                "sessions that an earlier server accepted are counted too"
-            )
-        if isinstance(place.refusal, FileNotFoundError):
-            if endpoint.listeners:
-                return f"{place.path} is gone: nobody can connect to its listener any more"
-        elif place.refusal is not None:
-            return (
-                f"{place.path} cannot be looked at ({place.refusal.strerror}): its sockets are "
-                "told by name"
-            )
-        elif not endpoint.listeners and any(isinstance(one, UnixListener) for one in found):
-            return (
-                f"the listener named {place.path} is bound to another file: that was replaced, or "
-                "the listener sees other file systems than this check"
-            )
-        return None
-
-    def unix_peers(self, sessions: "Iterable[UnixSocket]") -> "dict[int, UnixSocket]":
-        """Return the clients' ends of `sessions`, by their inode: those of this namespace; none
-        under procfs, which does not tell who is connected to whom.
-        """
-        from check_pgsock.sockets.unix_sockets import UnixSocket
-
-        wanted = {one.peer_inode for one in sessions if one.peer_inode}
-        if not wanted:
-            return {}
-        found = self._ask(
-            lambda source: source.unix(1 << ESTABLISHED, lambda one: one.inode in wanted)
-        )
-        return {one.inode: one for one in found if isinstance(one, UnixSocket)}
-
-    def notes(self) -> "list[str]":
-        """What qualifies all that was read: what a saved moment does not hold."""
-        if self.saved and isinstance(self._source, ProcfsSource) and self._source.without_ipv6:
-            return [
-                "the saved moment has no tcp6: IPv6 connections, and those of listeners that take "
-                "IPv4 and IPv6, are not in it"
-            ]
-        return []
-
-    def describe(self) -> "list[str]":
-        """How the sockets were read, for -vv."""
-        lines = [f"source: {self.used}"]
-        if isinstance(self._source, ProcfsSource):
-            lines[0] += f" ({self._source.directory})"
-            if self._source.without_ipv6 and not self.saved:
-                lines.append("no tcp6 beside tcp: a kernel without IPv6")
-        if self.refusal:
-            lines.append(f"netlink did not answer: {self.refusal}")
-        return lines
-
-    def _ask(self, question: "Callable[[Union[NetlinkSource, ProcfsSource]], _T]") -> "_T":
-        self._deadline.doing = f"reading sockets from {self.used}"
-        try:
-            return question(self._source)
-        except SourceError as error:
-            if not self._may_fall_back:
-                raise
-            self.refusal, self._may_fall_back = str(error), False
-        self._source = ProcfsSource(None, self._deadline)
-        self._deadline.doing = "reading sockets from procfs"
-        try:
-            return question(self._source)
-        except SourceError as error:
-            raise SourceError(
-                f"no source answers; netlink: {self.refusal}; procfs: {error}"
-            ) from error

@@ -1,0 +1,301 @@
+"""Which source answers, and in which network namespaces: what checks and tools read sockets with.
+
+`SocketReader` reads one place, `PooledReader` several, summed; both answer alike.
+"""
+
+from check_pgsock.deadline import Deadline
+from check_pgsock.errors import SourceError
+from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket, Tally
+from check_pgsock.sockets.sources import NetlinkSource, ProcfsSource
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Callable, Optional, TypeVar
+
+    from check_pgsock.sockets.namespaces import Namespace
+    from check_pgsock.sockets.socket_file import SocketFile
+    from check_pgsock.sockets.sources import AnyUnix, Source
+    from check_pgsock.sockets.unix_sockets import UnixEndpoint, UnixListener, UnixSocket
+
+    _T = TypeVar("_T")
+
+
+class Reader:
+    """What can be asked of sockets, wherever they are read. Methods raise SourceError."""
+
+    @property
+    def used(self) -> str:
+        """The name of the source: netlink, procfs or recording."""
+        raise NotImplementedError
+
+    @property
+    def saved(self) -> bool:
+        """Whether a saved moment is read: looking twice at it tells nothing."""
+        raise NotImplementedError
+
+    @property
+    def of_this_host(self) -> bool:
+        """Whether its files and processes are those that can be seen here, and now."""
+        raise NotImplementedError
+
+    @property
+    def each(self) -> "tuple[SocketReader, ...]":
+        """The readers of the single places: what one server accepts is in one of them."""
+        raise NotImplementedError
+
+    def count(self, query: Query) -> Tally:
+        """Count the sockets that answer `query`, and keep the listeners among them."""
+        raise NotImplementedError
+
+    def sockets(self, query: Query) -> "list[Socket]":
+        """Return the sockets that answer `query`."""
+        raise NotImplementedError
+
+    def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
+        """Return the Unix sockets in these states that are `wanted`."""
+        raise NotImplementedError
+
+    def notes(self) -> "list[str]":
+        """What qualifies all that was read: what a saved moment does not hold."""
+        raise NotImplementedError
+
+    def describe(self) -> "list[str]":
+        """How the sockets were read, for -vv."""
+        raise NotImplementedError
+
+    def listeners(self, *ports: int, drops: bool = False) -> "list[Listener]":
+        """Return the listeners on `ports`, or all of them; with `drops` also what they dropped."""
+        return self.count(Query(ports, True, 1 << LISTEN, drops=drops)).listeners
+
+    def unix_listeners(self) -> "list[UnixListener]":
+        """Return all listening Unix sockets."""
+        from check_pgsock.sockets.unix_sockets import UnixListener
+
+        found = self.unix(1 << LISTEN, lambda one: True)
+        return [one for one in found if isinstance(one, UnixListener)]
+
+    def unix_sockets(self, path: str) -> "UnixEndpoint":
+        """Return the sockets of the socket file `path`, or of the abstract name `@name`."""
+        from check_pgsock.sockets.socket_file import SocketFile
+        from check_pgsock.sockets.unix_sockets import choose
+
+        place = SocketFile(path, self.of_this_host)
+
+        def wanted(one: "AnyUnix") -> bool:
+            return one.path is not None and (
+                (place.file is not None and one.file == place.file) or place.is_name(one.path)
+            )
+
+        found = self.unix(1 << LISTEN | 1 << ESTABLISHED, wanted)
+        endpoint = choose(found, place.is_name, place.file)
+        note = self._unix_note(place, endpoint, found)
+        return endpoint if note is None else endpoint._replace(notes=[note])
+
+    def _unix_note(
+        self, place: "SocketFile", endpoint: "UnixEndpoint", found: "list[AnyUnix]"
+    ) -> "Optional[str]":
+        """What qualifies the sockets of a socket file."""
+        from check_pgsock.sockets.unix_sockets import UnixListener
+
+        if place.is_abstract:
+            return None
+        if all(one.file is None for one in found) and found:
+            return (
+                "procfs does not tell apart a socket file and an earlier one of the same name: "
+                "sessions that an earlier server accepted are counted too"
+            )
+        if isinstance(place.refusal, FileNotFoundError):
+            if endpoint.listeners:
+                return f"{place.path} is gone: nobody can connect to its listener any more"
+        elif place.refusal is not None:
+            return (
+                f"{place.path} cannot be looked at ({place.refusal.strerror}): its sockets are "
+                "told by name"
+            )
+        elif not endpoint.listeners and any(isinstance(one, UnixListener) for one in found):
+            return (
+                f"the listener named {place.path} is bound to another file: that was replaced, or "
+                "the listener sees other file systems than this check"
+            )
+        return None
+
+    def unix_peers(self, sessions: "Iterable[UnixSocket]") -> "dict[int, UnixSocket]":
+        """Return the clients' ends of `sessions`, by their inode: those of these namespaces; none
+        under procfs, which does not tell who is connected to whom.
+        """
+        from check_pgsock.sockets.unix_sockets import UnixSocket
+
+        wanted = {one.peer_inode for one in sessions if one.peer_inode}
+        if not wanted:
+            return {}
+        found = self.unix(1 << ESTABLISHED, lambda one: one.inode in wanted)
+        return {one.inode: one for one in found if isinstance(one, UnixSocket)}
+
+
+class SocketReader(Reader):
+    """One place, and the source chosen to read it.
+
+    `auto` asks netlink first and goes over to procfs, for the whole run, when netlink is refused
+    or fails; a source chosen by name is never replaced. `recorded` is a source that was read
+    before.
+    """
+
+    def __init__(
+        self,
+        choice: str,
+        proc_root: "Optional[str]",
+        deadline: Deadline,
+        namespace: "Optional[Namespace]" = None,
+        recorded: "Optional[Source]" = None,
+    ) -> None:
+        self.refusal: Optional[str] = None  # why netlink did not answer under `auto`
+        self.namespace = namespace
+        self._deadline = deadline
+        self._source: Source
+        self._may_fall_back = choice == "auto" and proc_root is None and recorded is None
+        if recorded is not None:
+            self._source = recorded
+        elif choice == "procfs" or proc_root is not None:
+            self._source = ProcfsSource(proc_root, deadline, namespace)
+        else:
+            self._source = NetlinkSource(deadline, namespace)
+
+    @property
+    def used(self) -> str:
+        """The name of the source."""
+        return self._source.name
+
+    @property
+    def saved(self) -> bool:
+        """Whether a saved moment is read."""
+        return self._source.saved
+
+    @property
+    def of_this_host(self) -> bool:
+        """Whether its files and processes are those that can be seen here, and now."""
+        return self._source.of_this_host
+
+    @property
+    def each(self) -> "tuple[SocketReader, ...]":
+        """This one."""
+        return (self,)
+
+    def count(self, query: Query) -> Tally:
+        """Count the sockets that answer `query`, and keep the listeners among them."""
+        return self._ask(lambda source: source.count(query))
+
+    def sockets(self, query: Query) -> "list[Socket]":
+        """Return the sockets that answer `query`."""
+        return self._ask(lambda source: source.sockets(query))
+
+    def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
+        """Return the Unix sockets in these states that are `wanted`."""
+        return self._ask(lambda source: source.unix(states, wanted))
+
+    def setting(self, name: str) -> "Optional[int]":
+        """A whole number of /proc/sys, such as net/core/somaxconn; None: cannot be read."""
+        return self._source.setting(name)
+
+    def notes(self) -> "list[str]":
+        """What qualifies all that was read."""
+        return self._source.notes()
+
+    def describe(self) -> "list[str]":
+        """How the sockets were read."""
+        lines = self._source.describe()
+        if self.namespace is not None:
+            lines[0] += f", network namespace {self.namespace.name}"
+        if self.refusal:
+            lines.append(f"netlink did not answer: {self.refusal}")
+        return lines
+
+    def _ask(self, question: "Callable[[Source], _T]") -> "_T":
+        self._deadline.doing = f"reading sockets from {self.used}"
+        try:
+            return question(self._source)
+        except SourceError as error:
+            if not self._may_fall_back:
+                raise
+            self.refusal, self._may_fall_back = str(error), False
+        self._source = ProcfsSource(None, self._deadline, self.namespace)
+        self._deadline.doing = "reading sockets from procfs"
+        try:
+            return question(self._source)
+        except SourceError as error:
+            if str(error) == self.refusal:
+                raise  # what both need is refused
+            raise SourceError(
+                f"no source answers; netlink: {self.refusal}; procfs: {error}"
+            ) from error
+
+
+class PooledReader(Reader):
+    """Several places, each once: their sockets together."""
+
+    def __init__(self, each: "tuple[SocketReader, ...]") -> None:
+        self._each = each
+
+    @property
+    def each(self) -> "tuple[SocketReader, ...]":
+        """The readers of the single places."""
+        return self._each
+
+    @property
+    def used(self) -> str:
+        """The names of the sources."""
+        return ", ".join(dict.fromkeys(one.used for one in self._each))
+
+    @property
+    def saved(self) -> bool:
+        """Whether a saved moment is read: all of one recording are."""
+        return any(one.saved for one in self._each)
+
+    @property
+    def of_this_host(self) -> bool:
+        """Whether their files and processes are those that can be seen here, and now."""
+        return all(one.of_this_host for one in self._each)
+
+    def count(self, query: Query) -> Tally:
+        """Count the sockets that answer `query`, and keep the listeners among them."""
+        total = Tally()
+        for one in self._each:
+            found = one.count(query)
+            total.states = [sum(both) for both in zip(total.states, found.states)]
+            total.not_accepted += found.not_accepted
+            total.listeners += found.listeners
+        return total
+
+    def sockets(self, query: Query) -> "list[Socket]":
+        """Return the sockets that answer `query`."""
+        return [found for one in self._each for found in one.sockets(query)]
+
+    def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
+        """Return the Unix sockets in these states that are `wanted`."""
+        return [found for one in self._each for found in one.unix(states, wanted)]
+
+    def notes(self) -> "list[str]":
+        """What qualifies all that was read."""
+        return list(dict.fromkeys(note for one in self._each for note in one.notes()))
+
+    def describe(self) -> "list[str]":
+        """How the sockets were read."""
+        return [line for one in self._each for line in one.describe()]
+
+
+def open_namespaces(names: "Iterable[str]", choice: str, deadline: Deadline) -> Reader:
+    """The reader of the network namespaces of these names or processes (one at least), each read
+    once. Raises SourceError.
+    """
+    from check_pgsock.sockets.namespaces import Namespace
+
+    found = [Namespace(name) for name in dict.fromkeys(names)]
+    unknown = [one for one in found if one.identity is None]
+    if unknown and len(found) > 1:
+        raise SourceError(
+            f"whether network namespace {unknown[0].name} is another than the rest cannot be seen "
+            f"({unknown[0].refusal}): that takes root, or CAP_SYS_PTRACE"
+        )
+    different = {one.identity: one for one in reversed(found)}
+    readers = [SocketReader(choice, None, deadline, one) for one in reversed(different.values())]
+    return readers[0] if len(readers) == 1 else PooledReader(tuple(readers))

@@ -10,11 +10,10 @@ from check_pgsock import limits
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg, listeners_at
 from check_pgsock.limits import Limit, LimitUnknown
-from check_pgsock.postmaster import Census, Port, prove
+from check_pgsock.ownership import find_cluster
 from check_pgsock.processes import Process, ProcessTable
-from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket
+from check_pgsock.sockets.model import ESTABLISHED, Listener, Socket
 from check_pgsock.sockets.reader import Reader, SocketReader
-from check_pgsock.sockets.sources import listener_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,42 +43,12 @@ def read_limit(
     else:
         bound = reader.listeners(port)
         listeners = _listeners_of_client_leg(leg, reader, port, accepted, bound)
-    table = view.processes()
-    uids = {one.uid for one in listeners}
-    census = Census(table, uids)
-    owner, proof = prove(
-        Port(
-            port,
-            listeners,
-            bound,
-            {(one.remote_address, one.remote_port): one.local_address for one in accepted},
-            lambda: {one.port for one in reader.listeners() if one.uid in uids} - {port},
-        ),
-        census.clusters,
-        table.socket_inodes,
-        lambda pid: listener_inodes(table.path(pid, "net"), port, deadline),
-        lambda peers: _local_ports(reader, peers),
-        census.is_complete,
-    )
+    owner, proof = find_cluster(view, reader, port, listeners, bound, accepted)
     backlogs = {one.backlog for one in listeners if reader.of_this_host}
     backlog = backlogs.pop() if len(backlogs) == 1 else None
-    source = LimitReader(table, owner, port, backlog, reader, deadline)
+    source = LimitReader(view.processes(), owner.postmaster, port, backlog, reader, deadline)
     limit = source.read()
-    return limit, f"{proof} (process {owner.pid})", source.pending
-
-
-def _local_ports(
-    reader: Reader, peers: "set[tuple[bytes, int]]"
-) -> "dict[tuple[bytes, int], set[int]]":
-    """The local ports that each of the remote ends `peers` is connected to."""
-    states = 0xFFFF & ~(1 << LISTEN)
-    query = Query(tuple({remote for _, remote in peers}), False, states)
-    found: dict[tuple[bytes, int], set[int]] = {}
-    for one in reader.sockets(query):
-        peer = (one.remote_address, one.remote_port)
-        if peer in peers:
-            found.setdefault(peer, set()).add(one.local_port)
-    return found
+    return limit, f"{proof} (process {owner.postmaster.pid})", source.pending
 
 
 def _listeners_of_client_leg(

@@ -29,13 +29,13 @@ _MOST_EVIDENCE = 50  # connections that are looked up again: any one of them pro
 class Cluster:
     """A postmaster and the clients that its children's titles name (read when first asked)."""
 
-    __slots__ = ("_children", "_peers", "_table", "postmaster")
+    __slots__ = ("_peers", "_table", "children", "postmaster")
 
     def __init__(
         self, postmaster: Process, children: "list[tuple[int, str]]", table: ProcessTable
     ) -> None:
         self.postmaster = postmaster
-        self._children = children
+        self.children = children  # process id and command
         self._table = table
         self._peers: Optional[set[Peer]] = None
 
@@ -46,7 +46,7 @@ class Cluster:
         """
         if self._peers is None:
             self._peers = set()
-            for pid, command in self._children:
+            for pid, command in self.children:
                 child = self._table.process(pid, command, self.postmaster.pid)
                 if child is not None and child.uid == self.postmaster.uid and _is_titled(child):
                     peer = parse_title_peer(child.title)
@@ -186,8 +186,8 @@ def prove(
     visible: "Callable[[int], set[int]]",
     local_ports: "Callable[[set[Peer]], dict[Peer, set[int]]]",
     is_complete: "Callable[[], bool]",
-) -> "tuple[Process, str]":
-    """The postmaster that owns all listeners of `port` that matter, and the proof in words.
+) -> "tuple[Cluster, str]":
+    """The cluster whose postmaster owns all listeners of `port` that matter; the proof in words.
 
     `held` gives the socket inodes of a process, or None where they may not be read; `visible`
     the inodes of the listeners in a process's network namespace; `local_ports` the local ports
@@ -203,7 +203,7 @@ def prove(
             if port.inodes <= visible(cluster.postmaster.pid):
                 candidates.append(cluster)
         elif port.inodes <= found:
-            return cluster.postmaster, "it holds the listener"
+            return cluster, "it holds the listener"
         elif port.inodes & found:
             raise _several(port.number)
     if not candidates:
@@ -217,10 +217,7 @@ def prove(
     if len(evidence) == 1:
         ((cluster, proven),) = evidence.items()
         if port.is_reached(proven):
-            return (
-                cluster.postmaster,
-                "the titles of its backends name connections of the port",
-            )
+            return cluster, "the titles of its backends name connections of the port"
     elif (
         len(candidates) == 1
         and not evidence
@@ -228,7 +225,7 @@ def prove(
         and port.is_one()
         and is_complete()
     ):
-        return candidates[0].postmaster, "it is the only one with the listener's uid"
+        return candidates[0], "it is the only one with the listener's uid"
     raise limits.unknown(
         port.number, "which PostgreSQL server owns its listener cannot be proven from here"
     )

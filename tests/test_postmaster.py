@@ -53,7 +53,7 @@ def proven(
             for peer in asked
         }
 
-    process, proof = prove(
+    cluster, proof = prove(
         port,
         clusters,
         (held or {}).get,
@@ -61,7 +61,7 @@ def proven(
         local_ports,
         lambda: complete,
     )
-    return process.pid, proof
+    return cluster.postmaster.pid, proof
 
 
 BY_INODE = "it holds the listener"

@@ -158,7 +158,7 @@ def judge_activity(one: Socket, server: bool, title: "Optional[Title]" = None) -
     if flow is not None and flow.is_before_startup():
         return Activity(NO_STARTUP_PACKET, silence, BY_TCP_INFO)
     if title is not None:
-        found = _judge_title(title)
+        found = judge_title(title)
         if found is not None and flow is not None and flow.contradicts(found, title):
             return Activity(UNKNOWN, None, BY_TCP_INFO)
         if found is not None:
@@ -189,7 +189,8 @@ def _judge_socket(one: Socket, server: bool) -> "Optional[str]":
     return None
 
 
-def _judge_title(title: Title) -> "Optional[str]":
+def judge_title(title: Title) -> "Optional[str]":
+    """What a backend is doing by its title alone; None where that does not say."""
     if title.state in (ACTIVE, FASTPATH):
         # A title that may be cut does not say whether it waits.
         return WAITING if title.waiting else ACTIVE if title.waiting is False else None

@@ -3,23 +3,27 @@
 Nothing that belongs to another user is ever executed with more rights than that user's.
 """
 
+import contextlib
 import os
 import stat
 
 from check_pgsock import limits
-from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg, listeners_at
 from check_pgsock.limits import Limit, LimitUnknown
 from check_pgsock.ownership import find_cluster
-from check_pgsock.processes import Process, ProcessTable
+from check_pgsock.processes import Process
 from check_pgsock.sockets.model import ESTABLISHED, Listener, Socket
 from check_pgsock.sockets.reader import Reader, SocketReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional
+    from collections.abc import Sequence
+    from typing import Any, Optional, Union
 
+    from check_pgsock.sockets.unix_sockets import UnixListener
     from check_pgsock.view import View
+
+    AnyListener = Union[Listener, UnixListener]
 
 
 def read_limit(
@@ -32,8 +36,7 @@ def read_limit(
     """
     (port,) = leg.ports
     (reader,) = view.reader.each
-    deadline = view.deadline
-    if reader.saved:
+    if reader.saved and view.recorded is None:
         raise LimitUnknown(
             f"the limit of port {port} is not in a saved moment; name it with --limit N"
         )
@@ -44,11 +47,23 @@ def read_limit(
         bound = reader.listeners(port)
         listeners = _listeners_of_client_leg(leg, reader, port, accepted, bound)
     owner, proof = find_cluster(view, reader, port, listeners, bound, accepted)
+    limit, pending = read_limit_of(view, reader, owner.postmaster, f"port {port}", listeners)
+    return limit, f"{proof} (process {owner.postmaster.pid})", pending
+
+
+def read_limit_of(
+    view: "View", reader: SocketReader, postmaster: Process, endpoint: str,
+    listeners: "Sequence[AnyListener]",
+) -> "tuple[Limit, Optional[str]]":  # fmt: skip
+    """The limit of the postmaster that is proven to own `listeners`, and a pending change of it;
+    of a recording both as they were then. Raises LimitUnknown.
+    """
+    if view.recorded is not None:
+        return view.recorded.limit(endpoint, listeners)
     backlogs = {one.backlog for one in listeners if reader.of_this_host}
     backlog = backlogs.pop() if len(backlogs) == 1 else None
-    source = LimitReader(view.processes(), owner.postmaster, port, backlog, reader, deadline)
-    limit = source.read()
-    return limit, f"{proof} (process {owner.postmaster.pid})", source.pending
+    source = LimitReader(view, reader, postmaster, endpoint, backlog)
+    return source.read(), source.pending
 
 
 def _listeners_of_client_leg(
@@ -68,7 +83,9 @@ def _listeners_of_client_leg(
         mirrored = (one.remote_address, one.remote_port, one.local_address, one.local_port) in ends
         targets[one.remote_address] = targets.get(one.remote_address, False) or mirrored
     if not targets:
-        raise limits.unknown(port, "no connection shows now which server this client leg has")
+        raise limits.unknown(
+            f"port {port}", "no connection shows now which server this client leg has"
+        )
     if not all(targets.values()):
         raise LimitUnknown(
             f"the limit of port {port} cannot be read: the server of this client leg is not on "
@@ -81,26 +98,27 @@ class LimitReader:
     """Reads the limit of a proven postmaster, source after source in their order of trust."""
 
     def __init__(
-        self, table: ProcessTable, postmaster: Process, port: int, backlog: "Optional[int]",
-        reader: SocketReader, deadline: Deadline,
+        self, view: "View", reader: SocketReader, postmaster: Process, endpoint: str,
+        backlog: "Optional[int]",
     ) -> None:  # fmt: skip
-        self._table = table
-        self._process = postmaster
-        self._port = port
-        self._backlog = backlog
+        self._table = view.processes()
+        self._deadline = view.deadline
         self._reader = reader
-        self._deadline = deadline
-        self._data = table.path(postmaster.pid, "cwd")
+        self._process = postmaster
+        self._endpoint = endpoint
+        self._backlog = backlog
+        self._data = self._table.path(postmaster.pid, "cwd")
         self._settings = limits.parse_arguments(postmaster.arguments)
         self.pending: Optional[str] = None
+        self.compared = False  # whether the configuration file was asked what is pending
 
     def read(self) -> Limit:
         """The limit; raises LimitUnknown with every source's reason."""
-        self._deadline.doing = f"reading the limit of port {self._port}"
+        self._deadline.doing = f"reading the limit of {self._endpoint}"
         # Without it every backlog counts as capped by it.
         somaxconn = self._reader.setting("net/core/somaxconn") or 0
         reasons = []
-        major = self._major()
+        major = self.major()
         given = limits.parse_whole(self._settings.get("max_connections"))
         if given is not None:
             return self._limit(given, "the postmaster's command line", major)
@@ -125,7 +143,7 @@ class LimitReader:
         if value_or_none is not None:
             return self._limit(value_or_none, f"the listener's backlog of {self._backlog}", major)
         reasons.append(self._backlog_reason(major, somaxconn))
-        raise limits.unknown(self._port, ", ".join(reasons))
+        raise limits.unknown(self._endpoint, ", ".join(reasons))
 
     def _backlog_reason(self, major: "Optional[int]", somaxconn: int) -> str:
         if self._backlog is None:
@@ -148,6 +166,7 @@ class LimitReader:
         ]
         if missing:
             file = self._file_settings(("max_connections", *missing))
+            self.compared = "max_connections" in file
             if file.get("max_connections") == value:
                 settings.update({name: str(file[name]) for name in missing if name in file})
                 if self._file_has_changed():
@@ -162,7 +181,9 @@ class LimitReader:
                 )
         reserved, assumed = limits.reserved_slots(settings, major)
         if value <= reserved:
-            raise limits.unknown(self._port, f"max_connections {value} with {reserved} reserved")
+            raise limits.unknown(
+                self._endpoint, f"max_connections {value} with {reserved} reserved"
+            )
         return Limit(value, reserved, source, assumed)
 
     def _control(self) -> "tuple[int, bool]":
@@ -178,7 +199,7 @@ class LimitReader:
             raise ValueError("pg_control changes too fast to be read")
         return limits.parse_control_file(raw)
 
-    def _major(self) -> "Optional[int]":
+    def major(self) -> "Optional[int]":
         """The server's major version, from its data directory or its root-owned program."""
         try:
             with open(os.path.join(self._data, "PG_VERSION"), "rb", 0) as file:
@@ -267,6 +288,8 @@ class LimitReader:
             for one in running:
                 if one.returncode is None:
                     one.kill()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        one.communicate(timeout=1)  # or it would be a zombie for as long as we run
         return [
             answer.decode("ascii", "replace").strip() if one.returncode == 0 else None
             for one, answer in zip(running, answers)

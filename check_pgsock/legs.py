@@ -8,6 +8,7 @@ end belongs to one leg, so nothing is counted twice.
 import socket
 
 from check_pgsock.sockets.model import Listener, Query, state_mask
+from check_pgsock.text import say_top
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,9 +44,13 @@ class Network:
 
 
 class Leg:
-    """One end of the connections of one endpoint (or several that form one pool)."""
+    """One end of the connections of one endpoint (or several that form one pool).
 
-    __slots__ = ("address", "excluded_peers", "peers", "ports", "server")
+    An endpoint is a port, or the path of a Unix socket: with `paths`, `ports` may be empty, and
+    then there is nothing to query.
+    """
+
+    __slots__ = ("address", "excluded_peers", "paths", "peers", "ports", "server")
 
     def __init__(
         self,
@@ -54,12 +59,14 @@ class Leg:
         address: "Optional[bytes]" = None,
         peers: "tuple[Network, ...]" = (),
         excluded_peers: "tuple[Network, ...]" = (),
+        paths: "tuple[str, ...]" = (),
     ) -> None:
         self.ports = ports
         self.server = server
         self.address = address
         self.peers = peers
         self.excluded_peers = excluded_peers
+        self.paths = paths
 
     @property
     def filter(self) -> "Optional[Callable[[bytes, bytes], bool]]":
@@ -86,7 +93,12 @@ class Leg:
         """
         chosen = [one for one in found if one.port in self.ports]
         if self.server and self.address is not None:
-            return listeners_at(self.address, chosen)
+            at = self.address
+            return [
+                one
+                for port in self.ports
+                for one in listeners_at(at, [each for each in chosen if each.port == port])
+            ]
         return chosen
 
     def missing_ports(self, found: "list[Listener]") -> "list[int]":
@@ -96,8 +108,12 @@ class Leg:
 
     def describe(self) -> str:
         """The leg in words, as status lines name it: `on port 5432`, `to port 5432`."""
-        word = "port" if len(self.ports) == 1 else "ports"
-        text = f"{'on' if self.server else 'to'} {word} {', '.join(map(str, self.ports))}"
+        endpoints = [
+            f"{word if len(names) == 1 else word + 's'} {', '.join(map(str, names))}"
+            for word, names in (("port", self.ports), ("socket", self.paths))
+            if names
+        ]
+        text = f"{'on' if self.server else 'to'} {' and '.join(endpoints)}"
         if self.address is not None:
             text += f" {'at' if self.server else 'from'} {format_address(self.address)}"
         if self.peers:
@@ -128,10 +144,4 @@ def top_peers(sockets: "Iterable[HasRemote]", noun: str, most: int = 10) -> "lis
     counts: dict[bytes, int] = {}
     for one in sockets:
         counts[one.remote_address] = counts.get(one.remote_address, 0) + 1
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = ranked if len(ranked) <= most else ranked[: most - 1]
-    lines = [f"peer {format_address(peer)}: {count} {noun}" for peer, count in shown]
-    if len(ranked) > len(shown):
-        rest = sum(count for _, count in ranked[len(shown) :])
-        lines.append(f"{len(ranked) - len(shown)} more peers: {rest} {noun}")
-    return lines
+    return say_top(counts, lambda peer: f"peer {format_address(peer)}", "peers", noun, most)

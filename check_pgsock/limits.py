@@ -32,14 +32,18 @@ _SETTING = re.compile(r"([A-Za-z_][\w-]*)\s*=\s*(.*)", re.DOTALL)
 
 
 class LimitUnknown(PgsockError):
-    """No source tells the limit; the message says why and names --limit."""
+    """No source tells the limit; the message says why and names --limit. `why` is the reason."""
+
+    why = ""
 
 
-def unknown(port: int, why: str) -> LimitUnknown:
-    """The error for the limit of `port`, with its reason."""
-    return LimitUnknown(
-        f"the limit of port {port} cannot be read: {why}; name the usable slots with --limit N"
+def unknown(endpoint: str, why: str) -> LimitUnknown:
+    """The error for the limit of `endpoint`, such as `port 5432`, with its reason."""
+    error = LimitUnknown(
+        f"the limit of {endpoint} cannot be read: {why}; name the usable slots with --limit N"
     )
+    error.why = why
+    return error
 
 
 class Limit:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 5432
 DEFAULT_TIMEOUT = 8.0
+LIVE_SOURCES = ("auto", "netlink", "procfs")
 LONGEST_TIMEOUT = 3600.0
 
 
@@ -134,14 +135,28 @@ def add_common(parser: Parser) -> None:
 def add_socket_options(parser: Parser) -> None:
     """The options of every check that reads sockets."""
     group = parser.add_argument_group("sockets")
+    add_leg_options(group, "server", "client")
+    add_socket_path(group)
+    add_view_options(group)
+    group.add_argument(
+        "--no-listener", choices=("ok", "warning", "critical", "unknown"), default="unknown",
+        help="service state when nothing listens on the port or socket, server leg (default: "
+        "unknown)",
+    )  # fmt: skip
+
+
+def add_leg_options(group: "argparse._ArgumentGroup", *legs: str) -> None:
+    """The options that choose connections: see chosen_leg(). `legs` are those that --leg can
+    name, the default one first.
+    """
     group.add_argument(
         "-p", "--port", metavar="PORT", type=argument(parse_port), action="append", default=[],
         help=f"port of the endpoint; repeated, the ports form one pool (default: {DEFAULT_PORT})",
     )  # fmt: skip
     group.add_argument(
-        "--leg", choices=("server", "client"), default="server",
+        "--leg", choices=legs, default=legs[0],
         help="server: connections accepted on the port here; "
-        "client: connections opened from here to the port (default: server)",
+        f"client: connections opened from here to the port (default: {legs[0]})",
     )  # fmt: skip
     group.add_argument(
         "--address", metavar="ADDR", type=argument(parse_address),
@@ -155,18 +170,27 @@ def add_socket_options(parser: Parser) -> None:
         "--exclude-peer", metavar="CIDR", type=argument(parse_network), action="append", default=[],
         help="no sockets whose remote address lies in this network; repeatable",
     )  # fmt: skip
-    add_view_options(group)
+
+
+def add_socket_path(group: "argparse._ArgumentGroup") -> None:
+    """The option that chooses a Unix socket."""
     group.add_argument(
-        "--no-listener", choices=("ok", "warning", "critical", "unknown"), default="unknown",
-        help="service state when nothing listens on the port, server leg (default: unknown)",
+        "--socket", metavar="PATH", type=argument(parse_socket), action="append", default=[],
+        help="Unix socket of the endpoint, such as /run/postgresql/.s.PGSQL.5432, or @NAME of an "
+        "abstract one, instead of the default port; repeated, or with -p, they form one pool",
     )  # fmt: skip
 
 
 def add_view_options(group: "argparse._ArgumentGroup") -> None:
     """The options that choose where to look: see view.open_view()."""
     group.add_argument(
-        "--source", choices=("auto", "netlink", "procfs"), default="auto",
-        help="where sockets are read; auto: netlink, and procfs where that fails (default: auto)",
+        "--source", metavar="auto|netlink|procfs|FILE", type=argument(parse_source), default="auto",
+        help="where sockets are read; auto: netlink, and procfs where that fails; FILE: a "
+        "recording of `pgsock record`, processes and limits too (default: auto)",
+    )  # fmt: skip
+    group.add_argument(
+        "--moment", metavar="N", type=argument(parse_count),
+        help="with --source FILE: which of its moments, counted from 1 (default: the last)",
     )  # fmt: skip
     group.add_argument(
         "--proc-root", metavar="DIR", type=argument(parse_directory),
@@ -179,12 +203,41 @@ def add_view_options(group: "argparse._ArgumentGroup") -> None:
     )  # fmt: skip
 
 
+def names_recording(source: str) -> bool:
+    """Whether --source is the file of a recording, and none of the live sources."""
+    return source not in LIVE_SOURCES
+
+
 def validate_view_options(options: argparse.Namespace) -> None:
     """Raise UsageError for combinations that contradict each other."""
+    if names_recording(options.source):
+        if options.proc_root is not None:
+            raise UsageError(
+                "--proc-root and --source FILE name different places to read; drop one"
+            )
+    elif options.moment is not None:
+        raise UsageError("--moment is one of a recording, and --source names none")
     if options.proc_root is not None and options.source == "netlink":
         raise UsageError("--proc-root is read by procfs and --source names netlink; drop one")
     if options.proc_root is not None and options.netns:
         raise UsageError("--proc-root and --netns name different places to read; drop one")
+
+
+def validate_socket_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for what does not apply to Unix sockets, nor to a pool with some."""
+    if not options.socket:
+        return
+    if options.leg == "client":
+        raise UsageError(
+            "--socket is looked at on the server leg alone: the connecting end of a Unix socket "
+            "has no name; drop --leg client or --socket"
+        )
+    for name in ("address", "peer", "exclude_peer"):
+        if getattr(options, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')} selects by an address, which connections over a Unix "
+                "socket have not; drop it, or give --socket a service of its own"
+            )
 
 
 def require_below_timeout(options: argparse.Namespace, name: str) -> None:
@@ -197,14 +250,16 @@ def require_below_timeout(options: argparse.Namespace, name: str) -> None:
         )
 
 
-def chosen_leg(options: argparse.Namespace) -> Leg:
-    """The leg that the socket options name."""
+def chosen_leg(options: argparse.Namespace, leg: "Optional[str]" = None) -> Leg:
+    """The leg that the socket options name, or the one of their endpoint that `leg` does."""
+    paths = tuple(dict.fromkeys(getattr(options, "socket", ())))  # an option of checks alone
     return Leg(
-        tuple(dict.fromkeys(options.port)) or (DEFAULT_PORT,),
-        options.leg == "server",
+        tuple(dict.fromkeys(options.port)) or (() if paths else (DEFAULT_PORT,)),
+        (leg or options.leg) == "server",
         options.address,
         tuple(options.peer),
         tuple(options.exclude_peer),
+        paths,
     )
 
 
@@ -213,6 +268,13 @@ def parse_port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65535:
         raise ValueError(f"'{text}' is no port, 1 to 65535")
     return int(text)
+
+
+def parse_source(text: str) -> str:
+    """A source's name, or that of a file; whether it is there is seen when it is used."""
+    if not text or "\0" in text:
+        raise ValueError(f"'{text}' is neither {', '.join(LIVE_SOURCES)} nor a file")
+    return text
 
 
 def parse_seconds(text: str) -> float:
@@ -252,6 +314,15 @@ def parse_namespace(text: str) -> str:
     """The name of a network namespace or a process id; whether it is there is seen later."""
     if not text or "/" in text or "\0" in text or text in (".", ".."):
         raise ValueError(f"'{text}' is neither a name (ip netns) nor a process id")
+    return text
+
+
+def parse_socket(text: str) -> str:
+    """The path of a Unix socket, or @ and an abstract name; what lies there is seen later."""
+    if "\0" in text or not (text.startswith("/") or (text.startswith("@") and len(text) > 1)):
+        raise ValueError(
+            f"'{text}' is neither the absolute path of a Unix socket nor @NAME of an abstract one"
+        )
     return text
 
 

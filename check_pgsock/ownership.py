@@ -21,7 +21,7 @@ def find_cluster(
     bound: "list[Listener]",
     accepted: "list[Socket]",
 ) -> "tuple[Cluster, str]":
-    """The cluster that owns `listeners`, and the proof in words.
+    """The cluster that owns `listeners`, and the proof in words; of a recording as it was then.
 
     `reader` is the place of `view` that they are in, `bound` are all listeners on `port` there,
     `accepted` all connections to it. Raises limits.LimitUnknown where nothing proves it.
@@ -29,6 +29,9 @@ def find_cluster(
     table = view.processes()
     uids = {one.uid for one in listeners}
     census = Census(table, uids)
+    if view.recorded is not None:
+        pid, proof = view.recorded.owner(f"port {port}", listeners)
+        return census.cluster_of(pid, f"port {port}"), proof
     return prove(
         Port(
             port,

@@ -258,6 +258,7 @@ def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
                 )
     if spec.sockets:
         opts.validate_view_options(options)
+        opts.validate_socket_options(options)
     if spec.validate is not None:
         spec.validate(options)
     return options

@@ -91,6 +91,13 @@ class Census:
                 clusters.append(Cluster(process, below, self._table))
         return clusters
 
+    def cluster_of(self, pid: int, endpoint: str) -> Cluster:
+        """The cluster whose postmaster is this process; raises limits.LimitUnknown."""
+        for one in self.clusters:
+            if one.postmaster.pid == pid:
+                return one
+        raise unseen(endpoint)
+
     def is_complete(self) -> bool:
         """Whether the users run nothing but the clusters found, as far as all of this machine's
         processes can be seen.
@@ -207,9 +214,7 @@ def prove(
         elif port.inodes & found:
             raise _several(port.number)
     if not candidates:
-        raise limits.unknown(
-            port.number, "no PostgreSQL server that may be seen from here owns its listener"
-        )
+        raise unseen(f"port {port.number}")
     # A postmaster has one port: what its command line names excludes it, though it proves nothing.
     accounted = {one.port for one in candidates if one.port not in (None, port.number)}
     candidates = [one for one in candidates if one.port in (None, port.number)]
@@ -227,13 +232,22 @@ def prove(
     ):
         return candidates[0], "it is the only one with the listener's uid"
     raise limits.unknown(
-        port.number, "which PostgreSQL server owns its listener cannot be proven from here"
+        f"port {port.number}",
+        "which PostgreSQL server owns its listener cannot be proven from here",
+    )
+
+
+def unseen(endpoint: str) -> limits.LimitUnknown:
+    """The error where no server can be the owner of an endpoint."""
+    return limits.unknown(
+        endpoint, "no PostgreSQL server that may be seen from here owns its listener"
     )
 
 
 def _several(port: int) -> limits.LimitUnknown:
     return limits.unknown(
-        port, "several programs listen on it, at different addresses (choose one with --address)"
+        f"port {port}",
+        "several programs listen on it, at different addresses (choose one with --address)",
     )
 
 
@@ -258,7 +272,8 @@ def _find_evidence(
         gone = sorted(peer for peer in one.peers if peer not in port.peers)
         sample = {*here[:_MOST_EVIDENCE], *gone[:_MOST_EVIDENCE]}
         ports = local_ports(sample) if here else {}
-        if any(ports.get(peer) for peer in gone):
+        # (One that is closing, or orphaned, is not established, and still connected to this port.)
+        if any(ports.get(peer, set()) - {port.number} for peer in gone):
             continue
         proven = {peer for peer in here[:_MOST_EVIDENCE] if ports.get(peer) == {port.number}}
         if proven:

@@ -3,8 +3,12 @@
 Who reads processes and kernel settings is handed one of these, and cannot tell which it is.
 """
 
+import errno
 import os
+import stat
 import time
+
+from check_pgsock.errors import SourceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
         def since_boot(self) -> float:
             """Seconds from the machine's boot, suspension included, to when it is read."""
 
+        def wall_clock(self) -> float:
+            """When it is read, in seconds since 1970."""
+
         @property
         def root(self) -> str:
             """What they are read from, for messages; a live one's directory."""
@@ -36,6 +43,16 @@ if TYPE_CHECKING:
 
         def link(self, *parts: str) -> str:
             """What a symbolic link says."""
+
+
+def open_plain(path: str) -> int:
+    """Open a regular file; raises OSError, and SourceError for what is none."""
+    # O_NONBLOCK: a FIFO in a proc root from elsewhere must not hold the check.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SourceError(f"{path} is not a regular file")
+    return descriptor
 
 
 class LiveProc:
@@ -56,9 +73,13 @@ class LiveProc:
         """Seconds from the machine's boot, suspension included, to now."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 
+    def wall_clock(self) -> float:
+        """Now, in seconds since 1970."""
+        return time.time()
+
     def read(self, *parts: str) -> bytes:
         """The content of a file."""
-        with open(os.path.join(self.root, *parts), "rb", 0) as file:
+        with open(open_plain(os.path.join(self.root, *parts)), "rb", 0) as file:
             return file.read()
 
     def names(self, *parts: str) -> "list[str]":
@@ -68,3 +89,34 @@ class LiveProc:
     def link(self, *parts: str) -> str:
         """What a symbolic link says."""
         return os.readlink(os.path.join(self.root, *parts))
+
+
+class NoProc:
+    """The processes of a saved /proc/net, which holds none."""
+
+    __slots__ = ("root",)
+    is_live = False
+    ticks_per_second = 100
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def since_boot(self) -> float:
+        """Nothing is dated by it."""
+        return 0.0
+
+    def wall_clock(self) -> float:
+        """Now: when the moment was saved is not known."""
+        return time.time()
+
+    def read(self, *parts: str) -> bytes:
+        """No file is there."""
+        raise FileNotFoundError(errno.ENOENT, "it is not in a saved moment", "/".join(parts))
+
+    def names(self, *parts: str) -> "list[str]":
+        """No directory is there."""
+        raise FileNotFoundError(errno.ENOENT, "it is not in a saved moment", "/".join(parts))
+
+    def link(self, *parts: str) -> str:
+        """No link is there."""
+        raise FileNotFoundError(errno.ENOENT, "it is not in a saved moment", "/".join(parts))

@@ -59,6 +59,23 @@ def parse_start_ticks(raw: bytes) -> int:
     return int(raw[raw.rindex(b")") + 2 :].split(b" ", 20)[19])
 
 
+def parse_cpu_ticks(raw: bytes) -> int:
+    """User and system time of a process, fields 14 and 15 of /proc/PID/stat, in clock ticks."""
+    fields = raw[raw.rindex(b")") + 2 :].split(b" ", 13)
+    return int(fields[11]) + int(fields[12])
+
+
+def parse_title_area(raw: bytes) -> "Optional[int]":
+    """Bytes from arg_start to env_end, fields 48 and 51 of /proc/PID/stat: where a process may
+    write its title. None for a stranger's process, of which the kernel tells zeros.
+    """
+    fields = raw[raw.rfind(b")") + 2 :].split()
+    if len(fields) < 49:
+        return None
+    start, end = int(fields[45]), int(fields[48])
+    return end - start if 0 < start < end else None
+
+
 def parse_ids(raw: bytes, name: bytes) -> int:
     """The effective id on the line `name` (b"Uid" or b"Gid") of /proc/PID/status."""
     for line in raw.splitlines():
@@ -145,22 +162,35 @@ class ProcessTable:
         except (ValueError, IndexError):
             return None
 
-    def age(self, pid: int) -> "Optional[float]":
-        """Seconds since a process started, as exact as a clock tick; None if it is gone."""
+    def age(self, pid: int, now: "Optional[float]" = None) -> "Optional[float]":
+        """Seconds from a process's start to `now` (seconds since the machine's boot; else when it
+        is read), as exact as a clock tick; None if it is gone.
+        """
         raw = self.read(pid, "stat")
+        return self.age_of(raw, now) if raw else None
+
+    def age_of(self, raw: bytes, now: "Optional[float]" = None) -> "Optional[float]":
+        """The same, of its /proc/PID/stat."""
         try:
-            return max(self.files.since_boot() - self._start(raw), 0.0) if raw else None
+            read = self.files.since_boot() if now is None else now
+            return max(read - self._start(raw), 0.0)
         except (ValueError, IndexError):
             return None
 
     def _start(self, raw: bytes) -> float:
         return parse_start_ticks(raw) / self.files.ticks_per_second
 
+    def uid(self, pid: int) -> "Optional[int]":
+        """The effective user id of a process, or None if it is gone."""
+        return self._id(pid, b"Uid")
+
     def group(self, pid: int) -> "Optional[int]":
         """The effective group id of a process, or None if it is gone."""
-        status = self.read(pid, "status")
+        return self._id(pid, b"Gid")
+
+    def _id(self, pid: int, name: bytes) -> "Optional[int]":
         try:
-            return parse_ids(status or b"", b"Gid")
+            return parse_ids(self.read(pid, "status") or b"", name)
         except (ValueError, IndexError):
             return None
 

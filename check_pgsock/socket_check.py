@@ -2,13 +2,17 @@
 
 from check_pgsock import view
 from check_pgsock.errors import PgsockError
+from check_pgsock.forwarders import describe, find_forwarder
 from check_pgsock.legs import Leg, format_address
-from check_pgsock.plugin import Run
-from check_pgsock.sockets.model import Listener
+from check_pgsock.plugin import WHO_LINES, Run
+from check_pgsock.sockets.model import Listener, Tally
+from check_pgsock.sockets.reader import Reader
+from check_pgsock.unix_leg import Sessions
 from check_pgsock.view import View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
     from typing import Optional
 
 
@@ -17,21 +21,79 @@ def open_view(run: Run) -> View:
     return view.open_view(run.options, run.deadline)
 
 
-def listener_floor(run: Run, leg: Leg, listeners: "list[Listener]") -> "Optional[tuple[str, str]]":
+def count(reader: Reader, leg: Leg, *states: int) -> Tally:
+    """The TCP sockets of `leg` in `states`, and their listeners; none where it has no port.
+
+    Raises SourceError.
+    """
+    return reader.count(leg.query(*states)) if leg.ports else Tally()
+
+
+def listener_floor(
+    run: Run, leg: Leg, listeners: "list[Listener]", missing_sockets: "Sequence[str]" = ()
+) -> "Optional[tuple[str, str]]":
     """The service state that --no-listener gives a server leg whose endpoint is not there, with
     its reason; None where all listeners are there, or on a client leg, whose listener is
-    elsewhere. Raises PgsockError for `unknown`.
+    elsewhere. `missing_sockets` are the reasons for Unix sockets. Raises PgsockError for `unknown`.
     """
     if not leg.server:
         return None
+    reasons = list(missing_sockets)
     missing = leg.missing_ports(listeners)
-    if not missing:
+    if missing:
+        at = f" at {format_address(leg.address)}" if leg.address is not None else ""
+        reasons.insert(0, f"nothing listens on port {', '.join(map(str, missing))}{at}")
+    if not reasons:
         return None
-    at = f" at {format_address(leg.address)}" if leg.address is not None else ""
-    reason = f"nothing listens on port {', '.join(map(str, missing))}{at}"
+    reason = "; ".join(reasons)
     if run.options.no_listener == "unknown":
+        other = "port another (--port)" if missing else "socket another (--socket)"
         raise PgsockError(
-            f"{reason}; is the server down or the port another (--port)? "
-            "--no-listener decides what this means"
+            f"{reason}; is the server down or the {other}? --no-listener decides what this means"
         )
     return run.options.no_listener, reason
+
+
+def refuse_forwarded(view: View, leg: Leg, listeners: "list[Listener]") -> None:
+    """Raise PgsockError where a listener of a server leg only forwards: whatever is counted on it,
+    the sessions of the server behind it are elsewhere.
+    """
+    mine = leg.listeners(listeners) if leg.server else []
+    found = find_forwarder(view, mine) if mine else None
+    if found is not None:
+        raise PgsockError(describe(found))
+
+
+def session_notes(view: View, leg: Leg, sessions: Sessions) -> "tuple[list[str], list[str]]":
+    """What qualifies numbers that `sessions` over Unix sockets are part of: what is always said,
+    and what -v says. Raises SourceError.
+    """
+    if not leg.paths:
+        return [], []
+    from check_pgsock.unix_server import say_elsewhere
+
+    elsewhere = say_elsewhere(view, sessions)
+    if elsewhere is not None:
+        return [elsewhere, *sessions.notes], []
+    return list(sessions.notes), [
+        "sessions of clients in other network namespaces would not be counted: see --netns"
+    ]
+
+
+def who_holds(
+    view: View, leg: Leg, states: int, noun: str, only: "Optional[Collection[int]]" = None
+) -> "list[str]":
+    """Lines that say who holds the TCP connections of `leg` in `states` (a mask), called `noun`;
+    `only` are the inodes of those that matter. Raises SourceError.
+    """
+    if not leg.ports:
+        return []
+    from check_pgsock.connections import who_lines
+    from check_pgsock.survey import survey  # most runs have nobody to name
+
+    found = survey(view, leg, states)
+    return who_lines(
+        [one for one in found.connections if only is None or one["inode"] in only],
+        noun,
+        WHO_LINES // 2 if leg.paths else WHO_LINES,
+    )

@@ -3,6 +3,13 @@
 Nagios cuts at the first `|`, Icinga 2 at a newline; a terminal obeys escape sequences.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Callable, TypeVar
+
+    _T = TypeVar("_T", bound=Any)
+
 
 def clean(text: str, limit: int = 80) -> str:
     """Return `text` on one line, printable, without `|`, at most `limit` characters.
@@ -27,3 +34,32 @@ def clip_bytes(text: str, limit: int) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 connection`, `2 connections`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def write_seconds(seconds: float) -> str:
+    """A time as people say it: 0.3 s, 42 s, 5 min, 2 h 05 min, 3 d 04 h."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes // 1440} d {minutes // 60 % 24:02} h"
+
+
+def say_top(
+    counts: "Mapping[_T, int]", say: "Callable[[_T], str]", others: str, noun: str, most: int
+) -> "list[str]":
+    """At most `most` lines: how many of `noun` each has, the most first, as `say` calls it; what
+    does not fit is added up as so many more `others`.
+    """
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ranked if len(ranked) <= most else ranked[: most - 1]
+    lines = [f"{say(one)}: {count} {noun}" for one, count in shown]
+    if len(ranked) > len(shown):
+        rest = sum(count for _, count in ranked[len(shown) :])
+        lines.append(f"{len(ranked) - len(shown)} more {others}: {rest} {noun}")
+    return lines

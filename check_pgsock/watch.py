@@ -1,6 +1,7 @@
 """Watching a leg for a while: by destroy events, or where these are refused by snapshots."""
 
 import time
+from functools import partial
 
 from check_pgsock.churn import LIVE, EventLedger, SnapshotLedger, cookies, has_data, sum_churns
 from check_pgsock.errors import SourceError
@@ -20,9 +21,9 @@ PAUSE = 0.2  # seconds between two snapshots
 
 
 class Watched:
-    """The churn of a window, the live sockets at its end, and how that was found out."""
+    """The churn of a window, what lives at its end, and how that was found out."""
 
-    __slots__ = ("churn", "details", "live", "refusal")
+    __slots__ = ("churn", "details", "live", "refusal", "sessions", "users")
 
     def __init__(
         self,
@@ -30,38 +31,50 @@ class Watched:
         live: "list[Socket]",
         details: "list[str]",
         refusal: "Optional[str]" = None,
+        sessions: int = 0,
+        users: "Optional[list[Optional[int]]]" = None,
     ) -> None:
         self.churn = churn
         self.live = live
         self.details = details
         self.refusal = refusal  # why there are no events: the churn is a lower bound
+        self.sessions = sessions  # over Unix sockets, with their client
+        self.users = users or []  # the client's uid of each such session that was closed
 
 
 def watch(
     leg: Leg, reader: "Reader", source: str, window: float, deadline: "Deadline",
-    only_with_data: bool = False,
+    only_with_data: bool = False, unix_reader: "Optional[Reader]" = None,
 ) -> Watched:  # fmt: skip
     """Watch the leg for `window` seconds; `source` is what the command line chooses.
 
-    With `only_with_data` snapshots leave out connections whose client has sent nothing yet.
-    Raises SourceError where neither events nor snapshots can be had, or where events are
-    refused and netlink was chosen by name.
+    With `only_with_data` snapshots leave out connections whose client has sent nothing yet. Its
+    Unix sockets are watched at the same time, with `unix_reader`: another than `reader`. Raises
+    SourceError where neither events nor snapshots can be had, or where events are refused and
+    netlink was chosen by name.
     """
+    tasks = [
+        partial(_watch_one, leg, one, source, window, deadline, only_with_data)
+        for one in reader.each
+        if leg.ports
+    ]
+    if leg.paths and unix_reader is not None:
+        from check_pgsock.unix_watch import watch_sessions
 
-    def watch_one(one: "SocketReader") -> Watched:
-        return _watch_one(leg, one, source, window, deadline, only_with_data)
-
-    if len(reader.each) == 1:
-        return watch_one(reader.each[0])
+        tasks.append(partial(watch_sessions, leg.paths, unix_reader, window, deadline))
+    if len(tasks) == 1:
+        return tasks[0]()
     from concurrent.futures import ThreadPoolExecutor  # 10 ms, and rarely needed
 
-    with ThreadPoolExecutor(len(reader.each)) as pool:
-        parts = list(pool.map(watch_one, reader.each))
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        parts = [one.result() for one in [pool.submit(task) for task in tasks]]
     return Watched(
         sum_churns([one.churn for one in parts]),
         [socket for one in parts for socket in one.live],
         [line for one in parts for line in one.details],
         next((one.refusal for one in parts if one.refusal is not None), None),
+        sum(one.sessions for one in parts),
+        [uid for one in parts for uid in one.users],
     )
 
 
@@ -116,8 +129,6 @@ def _by_events(
     ended = time.monotonic()
     for one in events.receive(ended):
         ledger.add(one, 1000 * (ended - began))
-    if reader.used != "netlink":
-        raise SourceError(f"netlink ceased to answer within the window: {reader.refusal}")
     lost = events.lost() - lost_before
     churn = ledger.finish(cookies(live), lost, ended - began)
     return Watched(churn, live, [events.describe()])
@@ -150,8 +161,6 @@ def _by_snapshots(
         ended = time.monotonic()
         if not looks:
             began = ended
-        if reader.used != source:
-            raise SourceError(f"netlink ceased to answer within the window: {reader.refusal}")
         ledger.add(one for one in live if not only_with_data or has_data(one, leg.server))
         looks += 1
     details = [f"no destroy events: {refusal}", f"snapshots: {looks}, {PAUSE:g} s apart"]

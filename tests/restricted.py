@@ -35,6 +35,15 @@ assert libc.unshare(0x20000) == 0
 assert libc.mount(None, b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
 assert libc.mount(b"none", b"/proc", b"tmpfs", 0, None) == 0
 """
+# A process of nobody in front of a /proc mounted with hidepid: it sees its own processes alone.
+HIDE_OTHERS = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(None, b"/", None, 0x44000, None) == 0  # MS_REC | MS_PRIVATE
+assert libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2") == 0, ctypes.get_errno()
+os.setgroups([]); os.setresgid(65533, 65533, 65533); os.setresuid(65533, 65533, 65533)
+"""
 
 
 def run(preparation: str, check: str, *arguments: str) -> tuple[int, str, str]:
@@ -42,14 +51,23 @@ def run(preparation: str, check: str, *arguments: str) -> tuple[int, str, str]:
     return run_code(preparation + support.command(check)[2], *arguments)
 
 
-def run_code(code: str, *arguments: str) -> tuple[int, str, str]:
-    """Run `code` in a process of its own: exit code, standard output, standard error."""
+def run_code(code: str, *arguments: str, gives_up_root: bool = False) -> tuple[int, str, str]:
+    """Run `code` in a process of its own: exit code, standard output, standard error.
+
+    Code that `gives_up_root` can go on to import the package.
+    """
     call = _SOCKET_CALL.get(platform.machine())
     if call is None:
         pytest.skip(f"the number of socket(2) on {platform.machine()} is not known here")
     done = subprocess.run(
-        [sys.executable, "-c", code.replace("{call}", str(call)), *arguments],
-        env=support.environment(support.ROOT),
+        [
+            support.SYSTEM_PYTHON if gives_up_root else sys.executable,
+            "-c",
+            code.replace("{call}", str(call)),
+            *arguments,
+        ],
+        env=support.environment(support.readable_tree() if gives_up_root else support.ROOT),
+        cwd="/" if gives_up_root else None,
         capture_output=True,
         text=True,
         check=False,

@@ -61,11 +61,14 @@ class Completed(NamedTuple):
 
 
 def command(check: str, *args: str, python: str = sys.executable) -> list[str]:
-    """The command line of `check` (`saturation` or `check_pgsock_saturation`)."""
+    """The command line of `check` (`saturation` or `check_pgsock_saturation`), or of `pgsock`."""
     name = check.removeprefix("check_pgsock_")
+    program, module = f"check_pgsock_{name}", f"checks.{name}"
+    if check == "pgsock":
+        program, module = check, "pgsock.main"
     code = (
-        f"import sys; sys.argv[0] = 'check_pgsock_{name}'; "
-        f"from check_pgsock.checks.{name} import main; sys.exit(main())"
+        f"import sys; sys.argv[0] = '{program}'; "
+        f"from check_pgsock.{module} import main; sys.exit(main())"
     )
     return [python, "-c", code, *args]
 
@@ -90,8 +93,9 @@ def run(
     env: Mapping[str, str] | None = None,
     python: str | None = None,
     on: Host = LOCAL,
+    stdin: str = "",
 ) -> Completed:
-    """Run a check to its end, as `user` where we are root, and return all it left.
+    """Run a check, or `pgsock`, to its end, as `user` where we are root, and return all it left.
 
     As another user it is the system's Python (or `python`) with a copy of the sources that user
     can read; we need not be root: then we are unprivileged already. `timeout` in seconds. It works
@@ -111,7 +115,7 @@ def run(
         account = None
     done = subprocess.run(
         argv,
-        stdin=subprocess.DEVNULL,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -124,6 +128,33 @@ def run(
         check=False,
     )
     return Completed(done.returncode, done.stdout, done.stderr)
+
+
+def who(
+    count: int,
+    noun: str = "established",
+    *,
+    peer: str = "127.0.0.1",
+    user: str | None = "postgres",
+    activity: str | None = "idle",
+    sees_processes: bool = False,
+) -> str:
+    """The lines of a check on who holds `count` connections, all of one kind: a PostgreSQL
+    server's, or with `user` None another's; where it `sees_processes`, those of this process.
+    """
+    lines = [f"peer {peer}: {count} {noun}"]
+    if user is not None:
+        lines += [f"user {user}: {count} {noun}", f"database postgres: {count} {noun}"]
+    if sees_processes:
+        lines.append(f"process {own_command()}: {count} {noun}")
+    if activity is not None:
+        lines.append(f"activity: {count} {activity}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def own_command() -> str:
+    """What this process is called (task comm)."""
+    return Path("/proc/self/comm").read_text(encoding="utf-8").strip()
 
 
 @functools.cache

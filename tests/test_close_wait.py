@@ -55,12 +55,16 @@ def test_orphans_raise_warning_and_critical_as_a_stranger(
     done = support.run("close_wait", *arguments, user=STRANGER)
     stay = f", unchanged for 0.2 s on port {pg.port}"
     reason = " (close_wait outside range 0:1)"
-    expected = line("WARNING", 2, 2, stay, reason, "1;3") + "peer 127.0.0.1: 2 in CLOSE_WAIT\n"
+    expected = line("WARNING", 2, 2, stay, reason, "1;3") + support.who(
+        2, "in CLOSE_WAIT", activity=None
+    )
     assert done == (1, expected, "")
     orphan(pg, sessions, 2)
     done = support.run("close_wait", *arguments, user=STRANGER)
     reason = " (close_wait outside range 0:3)"
-    expected = line("CRITICAL", 4, 2, stay, reason, "1;3") + "peer 127.0.0.1: 4 in CLOSE_WAIT\n"
+    expected = line("CRITICAL", 4, 2, stay, reason, "1;3") + support.who(
+        4, "in CLOSE_WAIT", activity=None
+    )
     assert done == (2, expected, "")
 
 

@@ -318,6 +318,10 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "db1.example.org!pgsock-close-wait-main": ("pgsock_close_wait", {"port": 5432}),
     "db1.example.org!pgsock-close-wait-pgbouncer": ("pgsock_close_wait", {"port": 6432}),
+    "db1.example.org!pgsock-close-wait-slots": (
+        "pgsock_close_wait",
+        {"port": 5432, "socket": "/run/postgresql/.s.PGSQL.5432"},
+    ),
     "db1.example.org!pgsock-pool-size-main": (
         "pgsock_pool_size",
         {"dsn": "service=check_pgsock"},
@@ -330,10 +334,18 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "pgsock_saturation",
         {"port": 6432, "limit": 1000, "warning": "70%"},
     ),
+    "db1.example.org!pgsock-saturation-slots": (
+        "pgsock_saturation",
+        {"port": 5432, "socket": "/run/postgresql/.s.PGSQL.5432", "limit": 97},
+    ),
     "db1.example.org!pgsock-thrashing-main": ("pgsock_thrashing", {"port": 5432}),
     "db1.example.org!pgsock-thrashing-pgbouncer": (
         "pgsock_thrashing",
         {"port": 6432, "warning": 100, "critical": 300},
+    ),
+    "db1.example.org!pgsock-thrashing-slots": (
+        "pgsock_thrashing",
+        {"port": 5432, "socket": "/run/postgresql/.s.PGSQL.5432"},
     ),
 }
 

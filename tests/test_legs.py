@@ -68,6 +68,8 @@ def test_listeners_are_filtered_by_address_only() -> None:
     assert Leg((5432,), address=packed("10.9.9.9")).listeners([everywhere6]) == [everywhere6]
     assert Leg((5432,), address=LOCAL6).listeners(found) == [everywhere6]
     assert Leg((5432,), address=packed("10.9.9.9")).missing_ports([here, other]) == [5432]
+    each_port = [here, listener(bytes(4), 6432)]
+    assert Leg((5432, 6432), address=LOCAL4).listeners(each_port) == each_port
     assert Leg((5432, 7432)).missing_ports(found) == [7432]
 
 

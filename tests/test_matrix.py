@@ -246,7 +246,7 @@ def test_saturation(
         "not_accepted=0;;;0\n"
     )
     start = f"5 of 17 connections (29 %) on port {port}"
-    who = "peer 127.0.0.1: 5 established\n"
+    who = support.who(5, sees_processes=True)
     for source in ("netlink", "procfs"):
         run = functools.partial(installation.run, "saturation", "-p", port, "--source", source)
         assert run() == (
@@ -309,7 +309,7 @@ def test_close_wait(installation: Installation, unclosed: int) -> None:
                 code,
                 f"PGSOCK_CLOSE_WAIT {state} - 3 connections in CLOSE_WAIT, {stay} "
                 f"(close_wait outside range 0:2) | close_wait=3;{bounds};0 established=0;;;0\n"
-                "peer 127.0.0.1: 3 in CLOSE_WAIT\n",
+                + support.who(3, "in CLOSE_WAIT", user=None, activity=None, sees_processes=True),
                 "",
             )
 

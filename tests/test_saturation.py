@@ -61,13 +61,17 @@ def test_ok_warning_critical_and_back(pg: PostgresServer, sessions: OpenSessions
     done = support.run("saturation", "-p", port)
     extra = " (established outside range 0:13)"
     assert done == (
-        1, line("WARNING", 14, 17, where, 13, 15, extra) + "peer 127.0.0.1: 14 established\n", "",
+        1,
+        line("WARNING", 14, 17, where, 13, 15, extra) + support.who(14, sees_processes=True),
+        "",
     )  # fmt: skip
     opened += sessions(pg, 2)
     done = support.run("saturation", "-p", port)
     extra = " (established outside range 0:15)"
     assert done == (
-        2, line("CRITICAL", 16, 17, where, 13, 15, extra) + "peer 127.0.0.1: 16 established\n", "",
+        2,
+        line("CRITICAL", 16, 17, where, 13, 15, extra) + support.who(16, sees_processes=True),
+        "",
     )  # fmt: skip
     for session in opened[5:]:
         session.close()
@@ -95,8 +99,7 @@ def test_client_leg_counts_the_other_ends(pg: PostgresServer, sessions: OpenSess
     extra = " (established outside range 0:3)"
     assert done == (
         2,
-        line("CRITICAL", 4, 4, f"to port {pg.port}", 3, 3, extra)
-        + "peer 127.0.0.1: 4 established\n",
+        line("CRITICAL", 4, 4, f"to port {pg.port}", 3, 3, extra) + support.who(4),
         "",
     )
 
@@ -109,7 +112,7 @@ def test_free_slots_have_thresholds_of_their_own(
     expected = line(
         "CRITICAL", 5, 17, f"on port {pg.port}", 13, 15, " (free outside range 13:)"
     ).replace("free=12;;;0;17", "free=12;;13:;0;17")
-    assert done == (2, expected + "peer 127.0.0.1: 5 established\n", "")
+    assert done == (2, expected + support.who(5, sees_processes=True), "")
 
 
 def test_pooler_and_several_ports_need_a_limit(
@@ -149,8 +152,10 @@ def test_limit_on_the_command_line_is_read_by_a_stranger(
     done = support.run("saturation", "-p", str(server.port), "-v", user=STRANGER)
     assert done == (
         0,
-        expected + assumed() + "peer 127.0.0.1: 2 established\n"
-        "limit: 27 usable of max_connections 30, read from the postmaster's command line; whose "
+        expected
+        + assumed()
+        + support.who(2)
+        + "limit: 27 usable of max_connections 30, read from the postmaster's command line; whose "
         "server it is: the titles of its backends name connections of the port (process "
         f"{server.pid})\n",
         "",
@@ -177,8 +182,10 @@ def test_reserved_settings_are_subtracted_where_they_can_be_read(
     done = support.run("saturation", "-p", str(server.port), "-v", user=STRANGER)
     assert done == (
         0,
-        line("OK", 1, 37, where, 29, 33) + assumed() + "peer 127.0.0.1: 1 established\n"
-        "limit: 37 usable of max_connections 40, read from the listener's backlog of 80; whose "
+        line("OK", 1, 37, where, 29, 33)
+        + assumed()
+        + support.who(1)
+        + "limit: 37 usable of max_connections 40, read from the listener's backlog of 80; whose "
         "server it is: the titles of its backends name connections of the port (process "
         f"{server.pid})\n",
         "",
@@ -238,9 +245,10 @@ def test_the_servers_own_user_reads_what_root_reads(
         done = support.run("saturation", "-p", str(server.port), "-v", user=user)
         assert done == (
             0,
-            first + "peer 127.0.0.1: 1 established\n"
-            "limit: 34 usable of max_connections 40, read from pg_control; whose server it is: it "
-            f"holds the listener (process {server.pid})\n",
+            first
+            + support.who(1, sees_processes=user is None)
+            + "limit: 34 usable of max_connections 40, read from pg_control; whose server it is: "
+            f"it holds the listener (process {server.pid})\n",
             "",
         )
 
@@ -275,9 +283,10 @@ def test_pg_control_of_a_standby_is_not_the_limit(
     done = support.run("saturation", "-p", str(server.port), "-v")
     assert done == (
         0,
-        line("OK", 1, 57, f"on port {server.port}", 45, 51) + "peer 127.0.0.1: 1 established\n"
-        "limit: 57 usable of max_connections 60, read from postgres -C, confirmed by the backlog; "
-        f"whose server it is: it holds the listener (process {server.pid})\n",
+        line("OK", 1, 57, f"on port {server.port}", 45, 51)
+        + support.who(1, sees_processes=True)
+        + "limit: 57 usable of max_connections 60, read from postgres -C, confirmed by the "
+        f"backlog; whose server it is: it holds the listener (process {server.pid})\n",
         "",
     )
     # A file that was changed since is not confirmed.
@@ -477,7 +486,7 @@ def test_percentages_of_free_slots(pg: PostgresServer, sessions: OpenSessions) -
     done = support.run("saturation", "-p", str(pg.port), "--free-warning", "80%:")
     expected = line("WARNING", 5, 17, f"on port {pg.port}", 13, 15, " (free outside range 14:)")
     expected = expected.replace("free=12;;;0;17", "free=12;14:;;0;17")
-    assert done == (1, expected + "peer 127.0.0.1: 5 established\n", "")
+    assert done == (1, expected + support.who(5, sees_processes=True), "")
 
 
 def test_a_value_inside_an_inverted_range(pg: PostgresServer, sessions: OpenSessions) -> None:
@@ -588,6 +597,7 @@ def test_a_saved_moment() -> None:
         "limit=4;;;0 utilization=75.0%;;;0 free=1;;;0;4 close_wait=1;;;0 syn_recv=0;;;0 "
         "not_accepted=2;;;0",
         "peer 127.0.0.1: 3 established",
+        "activity: 2 not accepted, 1 unknown",
         "limit: 4 usable, given by --limit",
         f"source: procfs ({MOMENT}/net)",
     ]

@@ -173,6 +173,36 @@ def compare(rows: dict[int, Row], backends: dict[int, Backend], *, stated: bool 
             assert row.remote_port == row.port
 
 
+def compare_tool(
+    server: PostgresServer, rows: dict[int, Row], backends: dict[int, Backend], least: int
+) -> None:
+    """What `pgsock connections` tells the stranger is what is true, or it says nothing; at
+    `least` so many sessions over TCP it tells all of.
+    """
+    done = support.run(
+        "pgsock", "connections", "-p", str(server.port), "--json", user=STRANGER, timeout=60
+    )
+    assert (done.code, done.err) == (0, "")
+    by_pid = {one.port: pid for pid, one in backends.items() if one.port != -1}
+    told = 0
+    for found in json.loads(done.out)["connections"]:
+        pid = by_pid.get(found["peer_port"], found["backend_pid"])
+        if pid not in backends:
+            continue
+        backend, row = backends[pid], rows[pid]
+        assert found["backend_pid"] in (None, pid)
+        assert found["user"] in (None, backend.user)
+        assert found["database"] in (None, backend.database)
+        assert found["session_state"] in (None, row.text, row.state)
+        if found["backend_pid"] is not None:
+            assert abs(time.time() - found["age_seconds"] - backend.start) < 10
+            assert not found["age_is_lower_bound"]
+        if found["leg"] == "server" and found["backend_pid"] is not None:
+            assert found["activity"] == row.activity
+            told += None not in (found["user"], found["database"])
+    assert told >= least
+
+
 def expected_activity(backend: Backend) -> str:
     """What pg_stat_activity's state is called, where the client is well."""
     if backend.state == titles.ACTIVE:
@@ -321,6 +351,7 @@ def test_mixed_sessions(server: Server, cluster_name: str) -> None:
         )
         rows, alone = read_as_stranger(server)
         backends = read_activity(server)
+        compare_tool(server, rows, backends, least=20)
     compare(rows, backends)
     assert len(backends) == 2 + 22 + 1 + 6 + 2
     assert alone == {"no startup packet": 4}
@@ -353,6 +384,7 @@ def test_titles_that_are_not_updated(server: Server) -> None:
         rows, backends = read_as_stranger(server)[0], read_activity(server)
         compare(rows, backends, stated=False)
         assert len(backends) == 13
+        compare_tool(server, rows, backends, least=5)
 
 
 def test_titles_that_stand_still(server: Server) -> None:
@@ -370,6 +402,7 @@ def test_titles_that_stand_still(server: Server) -> None:
         rows, backends = read_as_stranger(server)[0], read_activity(server)
         compare(rows, backends, stated=False)
         assert rows[frozen.backend_pid].activity == "active"  # its socket says so
+        compare_tool(server, rows, backends, least=2)
 
 
 def test_host_names(server: Server) -> None:
@@ -383,6 +416,7 @@ def test_host_names(server: Server) -> None:
             "::1",
         }
         assert sum(row.remote_port is not None for row in rows.values()) == 8
+        compare_tool(server, rows, backends, least=0)
 
 
 @pytest.mark.parametrize("area", [14, 50, 58, 110, 300])
@@ -395,6 +429,7 @@ def test_titles_that_are_cut(server: Server, area: int) -> None:
         sessions.run("select pg_sleep(60)")
         rows, backends = read_as_stranger(server)[0], read_activity(server)
         compare(rows, backends)
+        compare_tool(server, rows, backends, least=0)
         if os.geteuid() != 0:
             return  # the area is not for everybody to read
         assert read_area(server.pid) == area
@@ -421,6 +456,7 @@ def test_a_cut_title_is_that_of_the_only_peer_that_it_names(server: Server) -> N
             ("app", "app", True, None, "idle in transaction"): 6,
         }
         assert len(opened) == len(backends)
+        compare_tool(server, rows, backends, least=0)
 
 
 def test_keepalive_periods(server: Server) -> None:

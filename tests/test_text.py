@@ -31,3 +31,16 @@ def test_clip_bytes_cuts_between_characters() -> None:
 
 def test_plural() -> None:
     assert [text.plural(count, "peer") for count in (0, 1, 2)] == ["0 peers", "1 peer", "2 peers"]
+
+
+def test_say_top() -> None:
+    counts = {"b": 2, "a": 2, "c": 5, "d": 1}
+    lines = ["peer c: 5 open", "peer a: 2 open", "peer b: 2 open", "peer d: 1 open"]
+
+    def say(name: str) -> str:
+        return f"peer {name}"
+
+    assert text.say_top(counts, say, "peers", "open", 4) == lines
+    assert text.say_top(counts, say, "peers", "open", 3) == [*lines[:2], "2 more peers: 3 open"]
+    assert text.say_top(counts, say, "peers", "open", 1) == ["4 more peers: 10 open"]
+    assert text.say_top({}, say, "peers", "open", 3) == []

@@ -85,6 +85,7 @@ def test_the_limit_of_a_server_elsewhere_is_never_a_local_ones(
             "PGSOCK_SATURATION WARNING - 6 of 7 connections (86 %) on port 5432 with 192.0.2.0/24 "
             "(established outside range 0:5) | established=6;5;6;0;7 limit=7;;;0 "
             "utilization=85.7%;;;0 free=1;;;0;7 close_wait=0;;;0 syn_recv=0;;;0 "
-            "not_accepted=0;;;0\npeer 192.0.2.1: 6 established\n",
+            "not_accepted=0;;;0\n"
+            + support.who(6, peer="192.0.2.1", user=None, activity="no startup packet"),
             "",
         )

@@ -15,19 +15,27 @@ on the client leg those of the fullest destination (local address, remote addres
 ephemeral ports they use up until connect fails with EADDRNOTAVAIL.
 
 Where events are refused, and with --source procfs, snapshots every 0.2 s are compared: a lower
-bound, without probe_rate and failed_connect_rate.
+bound, without probe_rate and failed_connect_rate. So are the sessions over Unix sockets (--socket),
+whose end no event tells; they have no time_wait.
 """
 
 from check_pgsock import options as opts
-from check_pgsock.churn import fullest_destination
 from check_pgsock.errors import PgsockError, UsageError
-from check_pgsock.legs import Leg, format_address, top_peers
-from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.legs import Leg, top_peers
+from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
-from check_pgsock.socket_check import listener_floor, open_view
+from check_pgsock.socket_check import (
+    count,
+    listener_floor,
+    open_view,
+    refuse_forwarded,
+    session_notes,
+)
 from check_pgsock.sockets.destroy_filter import MOST_PORTS
-from check_pgsock.sockets.model import ESTABLISHED, TIME_WAIT
+from check_pgsock.sockets.model import ESTABLISHED, LISTEN, TIME_WAIT
 from check_pgsock.text import plural
+from check_pgsock.time_wait import read_time_wait
+from check_pgsock.unix_leg import Sessions, read_sessions
 from check_pgsock.watch import Watched, watch
 
 TYPE_CHECKING = False
@@ -36,8 +44,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, Optional
 
     from check_pgsock.churn import Churn
-    from check_pgsock.sockets.model import Socket
-    from check_pgsock.sockets.reader import Reader
+    from check_pgsock.view import View
 
 DEFAULT_WINDOW = 3.0
 SHORTEST_WINDOW = 0.1
@@ -74,6 +81,8 @@ def validate(options: "Namespace") -> None:
             "--ignore-probes needs netlink, procfs does not tell which connections had no data; "
             "drop it, or --source procfs and --proc-root"
         )
+    if options.socket:
+        _validate_sockets(options)
     if _has_percent(options):
         if options.leg == "server":
             raise UsageError(
@@ -92,6 +101,19 @@ def validate(options: "Namespace") -> None:
             )
 
 
+def _validate_sockets(options: "Namespace") -> None:
+    if options.ignore_probes:
+        raise UsageError(
+            "--ignore-probes does not go with --socket: which sessions over a Unix socket had no "
+            "data cannot be told; drop one"
+        )
+    both = (options.time_wait_warning, options.time_wait_critical)
+    if not options.port and any(one is not None for one in both):
+        raise UsageError(
+            "Unix sockets have no TIME_WAIT; drop --time-wait-warning and --time-wait-critical"
+        )
+
+
 def _has_percent(options: "Namespace") -> bool:
     both = (options.time_wait_warning, options.time_wait_critical)
     return any(one is not None and one.has_percent for one in both)
@@ -100,13 +122,18 @@ def _has_percent(options: "Namespace") -> bool:
 def probe(run: Run) -> Report:
     """Watch the leg for the window, then count its TIME_WAIT sockets."""
     leg = opts.chosen_leg(run.options)
-    reader = open_view(run).reader
+    view = open_view(run)
+    reader = view.reader
     if reader.saved:
+        option = "--proc-root" if view.recorded is None else "--source FILE"
         raise PgsockError(
-            "a saved moment (--proc-root) cannot tell a rate; watch a live system, or judge the "
+            f"a saved moment ({option}) cannot tell a rate; watch a live system, or judge the "
             "moment by check_pgsock_saturation or check_pgsock_close_wait"
         )
-    floor = listener_floor(run, leg, reader.listeners(*leg.ports))
+    sessions = read_sessions(reader, leg.paths)
+    listeners = count(reader, leg, LISTEN).listeners
+    floor = listener_floor(run, leg, listeners, sessions.missing)
+    refuse_forwarded(view, leg, listeners)
     ports: Optional[int] = None
     if _has_percent(run.options):
         from check_pgsock.sockets.port_range import read_port_count
@@ -115,54 +142,41 @@ def probe(run: Run) -> Report:
     seen = watch(
         leg, reader, run.options.source, run.options.window, run.deadline,
         only_with_data=run.options.ignore_probes,
+        unix_reader=open_view(run).reader if leg.ports and leg.paths else reader,
     )  # fmt: skip
-    return report(run, leg, reader, seen, ports, floor)
+    return report(run, leg, view, seen, sessions, ports, floor)
 
 
 def report(
     run: Run,
     leg: Leg,
-    reader: "Reader",
+    view: "View",
     seen: Watched,
+    sessions: Sessions,
     ports: "Optional[int]",
     floor: "Optional[tuple[str, str]]",
 ) -> Report:
     """Put the measured values into words."""
-    waiting, told = read_time_wait(leg, reader)
+    reader = view.reader
+    waiting, in_time_wait = read_time_wait(leg, reader)
     churn = seen.churn.without_probes() if run.options.ignore_probes else seen.churn
+    established = sum(one.state == ESTABLISHED for one in seen.live) + seen.sessions
+    metrics = [*measure(churn), Metric("established", established)]
+    if waiting is not None:
+        metrics.append(Metric("time_wait", waiting, maximum=ports, base=ports))
+    qualified, told = session_notes(view, leg, sessions)
     return Report(
         headline(run.options, churn, leg, seen.refusal is not None),
-        [
-            *measure(churn),
-            Metric("established", sum(one.state == ESTABLISHED for one in seen.live)),
-            Metric("time_wait", waiting, maximum=ports, base=ports),
+        metrics,
+        notes=[*notes(leg, seen), *qualified],
+        who=lambda: who(run, leg, view, seen, churn, waiting, ports),
+        told=[counts(seen.churn), *in_time_wait, *told],
+        details=[
+            *reader.describe(), *seen.details, *unexplained(seen.churn), *sessions.describe(),
         ],
-        notes=notes(leg, seen),
-        who=lambda: who(run, leg, reader, churn, waiting, ports),
-        told=[counts(seen.churn), told],
-        details=[*reader.describe(), *seen.details, *unexplained(seen.churn)],
         floor=floor,
         judged="cycle_rate" if run.options.judge == "cycles" else None,
-    )
-
-
-def read_time_wait(leg: Leg, reader: "Reader") -> "tuple[int, str]":
-    """The number of TIME_WAIT sockets to judge, and that number in words."""
-    if leg.server:
-        number = reader.count(leg.query(TIME_WAIT)).count(TIME_WAIT)
-        return number, f"TIME_WAIT: {number}"
-    found = [each.sockets(leg.query(TIME_WAIT)) for each in reader.each]
-    most, one = max((fullest_destination(sockets) for sockets in found), key=lambda it: it[0])
-    told = f"TIME_WAIT: {sum(map(len, found))}"
-    if one is not None:
-        told += f", of which {most} {destination(one)}"
-    return most, told
-
-
-def destination(one: "Socket") -> str:
-    """`from 10.0.0.1 to 10.0.0.2 port 5432`"""
-    ends = format_address(one.local_address), format_address(one.remote_address)
-    return f"from {ends[0]} to {ends[1]} port {one.remote_port}"
+    )  # fmt: skip
 
 
 def measure(churn: "Churn") -> "list[Metric]":
@@ -241,16 +255,24 @@ def counts(churn: "Churn") -> str:
 def who(
     run: Run,
     leg: Leg,
-    reader: "Reader",
+    view: "View",
+    seen: Watched,
     churn: "Churn",
-    waiting: int,
+    waiting: "Optional[int]",
     ports: "Optional[int]",
 ) -> "list[str]":
     """The peers of the closed connections, and of TIME_WAIT where that is too much."""
-    if not run.exceeds("time_wait", waiting, ports):
-        return top_peers(churn.closes, "closed")
-    sockets = reader.sockets(leg.query(TIME_WAIT))
-    return top_peers(churn.closes, "closed", 5) + top_peers(sockets, "in TIME_WAIT", 5)
+    too_many = waiting is not None and run.exceeds("time_wait", waiting, ports)
+    shares = bool(leg.ports) + bool(leg.paths) + too_many
+    lines = top_peers(churn.closes, "closed", WHO_LINES // shares)
+    if seen.users:
+        from check_pgsock.unix_who import user_lines
+
+        lines += user_lines(view, seen.users, "closed", WHO_LINES // shares)
+    if too_many:
+        sockets = view.reader.sockets(leg.query(TIME_WAIT))
+        lines += top_peers(sockets, "in TIME_WAIT", WHO_LINES // shares)
+    return lines
 
 
 SPEC = CheckSpec(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,7 +62,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], notes: Sequence[
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=10_000)  # whoever reads it cuts it
+        console = Console(width=10_000, highlight=False)  # whoever reads it cuts it
     table = Table(box=SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     for column in columns:
         table.add_column(
@@ -71,27 +70,17 @@ def print_table(columns: Sequence[Column], rows: Sequence[Row], notes: Sequence[
         )
     for row in rows:
         table.add_row(*(Text(_write(column, row.get(column.key))) for column in columns))
-    console.print(table)
-    for note in notes:
-        console.print(Text(clean(note, 500)), style="dim", soft_wrap=True)
-    sys.stdout.flush()
+    with console.capture() as captured:
+        console.print(table)
+        for note in notes:
+            console.print(Text(clean(note, 500)), style="dim", soft_wrap=True)
+    text = captured.get()
+    if not console.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+    print(text, end="", flush=True)
 
 
 def _write(column: Column, value: Any) -> str:
     if value is None:
         return "-"
     return clean(str(value) if column.write is None else column.write(value), 200)
-
-
-def write_seconds(seconds: float) -> str:
-    """A time as people say it: 0.3 s, 42 s, 5 min, 2 h 05 min, 3 d 04 h."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02} min"
-    return f"{minutes // 1440} d {minutes // 60 % 24:02} h"

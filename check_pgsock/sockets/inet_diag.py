@@ -149,6 +149,15 @@ def parse_sockets(
             yield parse_socket(data, at, stride, info, cgroup)
 
 
+def accepted_sockets(
+    data: "Union[bytes, bytearray]", run: "tuple[int, int, int]", query: Query
+) -> "Iterator[Socket]":
+    """Yield what parse_sockets() does of `query`, where its addresses are accepted."""
+    for one in parse_sockets(data, run, query.info, query.cgroup):
+        if query.accepts is None or query.accepts(one.local_address, one.remote_address):
+            yield one
+
+
 def parse_socket(
     data: "Union[bytes, bytearray]",
     offset: int,

@@ -1,9 +1,10 @@
 """Network namespaces: which one a name or a process means, and how to read from within it.
 
-Authority: network_namespaces(7), setns(2), ip-netns(8). Where setns is refused, /proc/PID/net of
-a process in it may still be readable: that of one's own user.
+Authority: network_namespaces(7), setns(2), ioctl_ns(2), ip-netns(8). To enter one takes rights over
+it; /proc/PID/net of a process in it is readable by everybody who may see that process.
 """
 
+import fcntl
 import os
 import threading
 
@@ -12,45 +13,57 @@ from check_pgsock.text import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Callable, Optional, TypeVar
 
     _T = TypeVar("_T")
+    _FileId = tuple[int, int]  # device and inode
 
 # Where iproute2 and Docker keep the names of namespaces.
 DIRECTORIES = ("/run/netns", "/run/docker/netns")
 _CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
 
 
 class Namespace:
     """The network namespace that `text` means: a name, a process id, or `self`.
 
-    `process` is the directory of its process, None for a name; `identity` is device and inode of
-    the namespace, None where they cannot be seen. Raises SourceError where there is none.
+    `process` is the directory of its process, None for a name. Raises SourceError where there is
+    none.
     """
 
-    __slots__ = ("identity", "name", "path", "process", "refusal")
+    __slots__ = ("_descriptor", "identity", "name", "process", "refusal", "tables")
 
     def __init__(self, text: str) -> None:
         self.name = text
         self.process: Optional[str] = None
-        self.identity: Optional[tuple[int, int]] = None
+        self.identity: Optional[_FileId] = None  # None: it cannot be seen
+        self.tables: Optional[_FileId] = None
         self.refusal: Optional[str] = None  # why it cannot be entered
-        if text == "self" or text.isdigit():
+        if text == "self" or (text.isascii() and text.isdigit()):
             self.process = f"/proc/{text}"
-            self.path = f"{self.process}/ns/net"
-            if not os.path.exists(self.process):
-                raise SourceError(f"--netns {text}: there is no process {text}")
+            path = f"{self.process}/ns/net"
+            self.tables = _identify_tables(self.process)
+            if self.tables is None:
+                raise SourceError(f"--netns {text}: there is no process {text} that may be seen")
         else:
-            self.path = _find(text)
+            path = _find(text)
         try:
-            found = os.stat(self.path)
-            self.identity = (found.st_dev, found.st_ino)
+            # Held open: a process may end, and a name come to mean another.
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             self.refusal = error.strerror or str(error)
+            return
+        if not _is_network_namespace(self._descriptor):
+            raise SourceError(f"{clean(path)} is no network namespace; see ip netns")
+        found = os.fstat(self._descriptor)
+        self.identity = (found.st_dev, found.st_ino)
 
     @property
     def is_own(self) -> bool:
         """Whether it is the one that this process is in."""
+        if self.tables is not None:
+            return self.tables == _identify_tables("/proc/self")
         own = os.stat("/proc/self/ns/net")
         return self.identity == (own.st_dev, own.st_ino)
 
@@ -59,17 +72,16 @@ class Namespace:
         stay there. Raises what it raises, and SourceError where the namespace is not to be
         entered.
         """
-        if self.refusal is not None:
-            raise self._refused(self.refusal)
         if self.is_own:
             return function()
+        if self.refusal is not None:
+            raise self._refused(self.refusal)
         results: list[_T] = []
         errors: list[BaseException] = []
 
         def enter() -> None:
             try:
-                with open(self.path, "rb", 0) as file:
-                    _set_namespace(file.fileno())
+                _set_namespace(self._descriptor)
             except OSError as error:
                 self.refusal = error.strerror or str(error)
                 errors.append(self._refused(self.refusal))
@@ -97,15 +109,61 @@ class Namespace:
         )
 
 
+def find_namespaces(names: "Iterable[str]") -> "list[Namespace]":
+    """The network namespaces of these names and processes, each once. Raises SourceError where
+    there is none, or where it cannot be told whether they are different ones.
+    """
+    found = [Namespace(name) for name in dict.fromkeys(names)]
+    keys = [one.identity for one in found]
+    if None in keys:
+        keys = [one.tables for one in found]
+    if None in keys and len(found) > 1:
+        hidden = next(one for one in found if one.identity is None)
+        raise SourceError(
+            f"whether network namespace {clean(hidden.name)} is another than the rest cannot be "
+            f"seen ({hidden.refusal}): that takes root, or CAP_SYS_PTRACE"
+        )
+    different: dict[Optional[_FileId], Namespace] = {}
+    for key, one in zip(keys, found):
+        different.setdefault(key, one)
+    return list(different.values())
+
+
 def _find(name: str) -> str:
+    hidden = ""
     for directory in DIRECTORIES:
         path = os.path.join(directory, name)
-        if os.path.lexists(path):
+        try:
+            os.lstat(path)
             return path
+        except PermissionError:
+            hidden = f" ({directory} may not be looked into)"
+        except OSError:
+            continue
     raise SourceError(
-        f"there is no network namespace {clean(name)} in {' or '.join(DIRECTORIES)}; see ip netns, "
-        "or name a process in it by its id"
+        f"there is no network namespace {clean(name)} in {' or '.join(DIRECTORIES)}{hidden}; see "
+        "ip netns, or name a process in it by its id"
     )
+
+
+def _identify_tables(process: str) -> "Optional[_FileId]":
+    """A file of a process's /proc net; None where that cannot be seen.
+
+    Each namespace has files of its own there, and so inodes (proc_create_net in
+    fs/proc/proc_net.c): by them everybody can tell whether two processes are in the same one.
+    """
+    try:
+        found = os.stat(f"{process}/net/dev")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_network_namespace(descriptor: int) -> bool:
+    try:
+        return fcntl.ioctl(descriptor, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:
+        return False
 
 
 def _set_namespace(descriptor: int) -> None:

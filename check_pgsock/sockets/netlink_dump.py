@@ -18,7 +18,7 @@ TCPDIAG_GETSOCK = 18
 SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
 _NLM_F_DUMP_INTR = 0x10
-_NLMSG_NOOP, _NLMSG_ERROR, _NLMSG_DONE = 1, 2, 3
+_NLMSG_NOOP, _NLMSG_ERROR, NLMSG_DONE = 1, 2, 3
 
 HEADER = Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port id
 ATTRIBUTE = Struct("=HH")  # nlattr: length with these 4 bytes, type
@@ -69,7 +69,7 @@ class Dump:
                 yield offset, length, number
                 offset += length * number
                 continue
-            if kind == _NLMSG_DONE:
+            if kind == NLMSG_DONE:
                 _raise_errno(data, offset, length, "ended with")
                 self.done = True
                 return

@@ -50,7 +50,7 @@ def parse_sockets(
     Raises MalformedError naming file, line and text.
     """
     seen: set[bytes] = set()
-    for match, path in _entries(name, lines):
+    for match, path in entries(name, lines):
         identity = match[5] if match[5] != b"0" else match[1]
         if identity in seen:
             continue
@@ -67,7 +67,7 @@ def parse_sockets(
             )
 
 
-def _entries(
+def entries(
     name: str, lines: "Iterable[bytes]"
 ) -> "Iterator[tuple[re.Match[bytes], Optional[bytes]]]":
     """Yield the match of each socket's line, and its name put together."""

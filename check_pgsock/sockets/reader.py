@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
+_TCP, _UNIX, _ALL = "TCP", "Unix", "all"  # what a source may answer, or not, apart from the rest
+
 
 class Reader:
     """What can be asked of sockets, wherever they are read. Methods raise SourceError."""
@@ -100,7 +102,7 @@ class Reader:
 
         if place.is_abstract:
             return None
-        if all(one.file is None for one in found) and found:
+        if any(one.file is None for one in found):
             return (
                 "procfs does not tell apart a socket file and an earlier one of the same name: "
                 "sessions that an earlier server accepted are counted too"
@@ -136,9 +138,10 @@ class Reader:
 class SocketReader(Reader):
     """One place, and the source chosen to read it.
 
-    `auto` asks netlink first and goes over to procfs, for the whole run, when netlink is refused
-    or fails; a source chosen by name is never replaced. `recorded` is a source that was read
-    before.
+    `auto` asks netlink first, and procfs for the rest of the run where netlink is refused or fails
+    at the first question, on TCP and on Unix sockets each: what both say cannot be compared, so
+    later on it is an error. A source chosen by name is never replaced. `recorded` is a source that
+    was read before.
     """
 
     def __init__(
@@ -153,7 +156,11 @@ class SocketReader(Reader):
         self.namespace = namespace
         self._deadline = deadline
         self._source: Source
-        self._may_fall_back = choice == "auto" and proc_root is None and recorded is None
+        self._fallbacks: dict[str, ProcfsSource] = {}
+        # What netlink has not been asked for yet.
+        self._may_fall_back: set[str] = set()
+        if choice == "auto" and proc_root is None and recorded is None:
+            self._may_fall_back = {_TCP, _UNIX, _ALL}
         if recorded is not None:
             self._source = recorded
         elif choice == "procfs" or proc_root is not None:
@@ -164,7 +171,7 @@ class SocketReader(Reader):
     @property
     def used(self) -> str:
         """The name of the source."""
-        return self._source.name
+        return self._main.name
 
     @property
     def saved(self) -> bool:
@@ -183,51 +190,73 @@ class SocketReader(Reader):
 
     def count(self, query: Query) -> Tally:
         """Count the sockets that answer `query`, and keep the listeners among them."""
-        return self._ask(lambda source: source.count(query))
+        return self._ask(_TCP, lambda source: source.count(query))
 
     def sockets(self, query: Query) -> "list[Socket]":
         """Return the sockets that answer `query`."""
-        return self._ask(lambda source: source.sockets(query))
+        return self._ask(_TCP, lambda source: source.sockets(query))
 
     def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
         """Return the Unix sockets in these states that are `wanted`."""
-        return self._ask(lambda source: source.unix(states, wanted))
+        return self._ask(_UNIX, lambda source: source.unix(states, wanted))
 
     def setting(self, name: str) -> "Optional[int]":
         """A whole number of /proc/sys, such as net/core/somaxconn; None: cannot be read."""
         return self._source.setting(name)
 
+    def raw(self) -> "dict[str, bytes]":
+        """All that the source reads, as the kernel writes it: see Source.raw()."""
+        return self._ask(_ALL, lambda source: source.raw())
+
     def notes(self) -> "list[str]":
         """What qualifies all that was read."""
-        return self._source.notes()
+        return self._main.notes()
 
     def describe(self) -> "list[str]":
         """How the sockets were read."""
-        lines = self._source.describe()
+        lines = self._main.describe()
         if self.namespace is not None:
             lines[0] += f", network namespace {self.namespace.name}"
         if self.refusal:
-            lines.append(f"netlink did not answer: {self.refusal}")
+            what = "" if self._main.name == "procfs" else " on Unix sockets, procfs did"
+            lines.append(f"netlink did not answer{what}: {self.refusal}")
         return lines
 
-    def _ask(self, question: "Callable[[Source], _T]") -> "_T":
-        self._deadline.doing = f"reading sockets from {self.used}"
+    @property
+    def _main(self) -> "Source":
+        """What answers on TCP sockets; while that was not asked, on those that were."""
+        if _TCP in self._may_fall_back and self._fallbacks:
+            return next(iter(self._fallbacks.values()))
+        return self._source_of(_TCP)
+
+    def _source_of(self, kind: str) -> "Source":
+        return self._fallbacks.get(kind, self._source)
+
+    def _ask(self, kind: str, question: "Callable[[Source], _T]") -> "_T":
+        source = self._source_of(kind)
+        self._deadline.doing = f"reading sockets from {source.name}"
         try:
-            return question(self._source)
+            answer = question(source)
         except SourceError as error:
-            if not self._may_fall_back:
+            if kind not in self._may_fall_back:
                 raise
-            self.refusal, self._may_fall_back = str(error), False
-        self._source = ProcfsSource(None, self._deadline, self.namespace)
+            self.refusal = str(error)
+        else:
+            self._may_fall_back.discard(kind)
+            return answer
+        fallback = ProcfsSource(None, self._deadline, self.namespace)
         self._deadline.doing = "reading sockets from procfs"
         try:
-            return question(self._source)
+            answer = question(fallback)
         except SourceError as error:
             if str(error) == self.refusal:
                 raise  # what both need is refused
             raise SourceError(
                 f"no source answers; netlink: {self.refusal}; procfs: {error}"
             ) from error
+        self._fallbacks[kind] = fallback
+        self._may_fall_back.discard(kind)
+        return answer
 
 
 class PooledReader(Reader):
@@ -287,15 +316,7 @@ def open_namespaces(names: "Iterable[str]", choice: str, deadline: Deadline) -> 
     """The reader of the network namespaces of these names or processes (one at least), each read
     once. Raises SourceError.
     """
-    from check_pgsock.sockets.namespaces import Namespace
+    from check_pgsock.sockets.namespaces import find_namespaces
 
-    found = [Namespace(name) for name in dict.fromkeys(names)]
-    unknown = [one for one in found if one.identity is None]
-    if unknown and len(found) > 1:
-        raise SourceError(
-            f"whether network namespace {unknown[0].name} is another than the rest cannot be seen "
-            f"({unknown[0].refusal}): that takes root, or CAP_SYS_PTRACE"
-        )
-    different = {one.identity: one for one in reversed(found)}
-    readers = [SocketReader(choice, None, deadline, one) for one in reversed(different.values())]
+    readers = [SocketReader(choice, None, deadline, one) for one in find_namespaces(names)]
     return readers[0] if len(readers) == 1 else PooledReader(tuple(readers))

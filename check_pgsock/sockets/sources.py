@@ -12,6 +12,7 @@ from functools import partial
 
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError
+from check_pgsock.proc_files import open_plain
 from check_pgsock.sockets import inet_diag
 from check_pgsock.sockets.model import LISTEN, Query, Socket, Tally
 from check_pgsock.sockets.netlink_dump import Dump
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
     AnyUnix = Union[UnixListener, UnixSocket]
+    Runs = Iterator[tuple[int, int, int]]  # see Dump.runs()
 
     class Source(Protocol):
         """What answers queries. Methods raise SourceError."""
@@ -61,6 +63,18 @@ if TYPE_CHECKING:
         def describe(self) -> "list[str]":
             """How it was read, for -vv: the first line names the source."""
 
+        def raw(self) -> "dict[str, bytes]":
+            """All that it reads, unfiltered, as the kernel writes it; by the names of RAW_TABLES.
+            A table that the kernel does not have is left out.
+            """
+
+
+# Whole dumps, as `ss -D FILE` writes those of TCP, and files of /proc/net.
+TCP_DUMP, UNIX_DUMP = "tcp.netlink", "unix.netlink"
+TCP_FILE, TCP6_FILE, UNIX_FILE = "tcp", "tcp6", "unix"
+RAW_TABLES = (TCP_DUMP, UNIX_DUMP, TCP_FILE, TCP6_FILE, UNIX_FILE)
+# All states that there are, and TCP_BOUND_INACTIVE (13, since Linux 6.8).
+_EVERY_STATE = 0x3FFE
 
 NETLINK_SOCK_DIAG = 4  # include/uapi/linux/netlink.h; Python names it only as NETLINK_INET_DIAG
 _BUFFER = 1 << 16  # the kernel sends at most 32 KiB at once
@@ -95,8 +109,9 @@ class NetlinkSource:
     def count(self, query: Query) -> Tally:
         """Count the sockets that answer `query`."""
 
-        def consume(tally: Tally, data: bytearray, run: "tuple[int, int, int]") -> None:
-            inet_diag.count_sockets(data, run, tally, query.accepts)
+        def consume(tally: Tally, data: bytearray, runs: "Runs") -> None:
+            for run in runs:
+                inet_diag.count_sockets(data, run, tally, query.accepts)
 
         request = partial(inet_diag.pack_request, query)
         return self._dump(request, inet_diag.SHORTEST, Tally, consume)
@@ -104,10 +119,9 @@ class NetlinkSource:
     def sockets(self, query: Query) -> "list[Socket]":
         """Return the sockets that answer `query`."""
 
-        def consume(found: "list[Socket]", data: bytearray, run: "tuple[int, int, int]") -> None:
-            for one in inet_diag.parse_sockets(data, run, query.info, query.cgroup):
-                if query.accepts is None or query.accepts(one.local_address, one.remote_address):
-                    found.append(one)
+        def consume(found: "list[Socket]", data: bytearray, runs: "Runs") -> None:
+            for run in runs:
+                found += inet_diag.accepted_sockets(data, run, query)
 
         request = partial(inet_diag.pack_request, query)
         return self._dump(request, inet_diag.SHORTEST, list, consume)
@@ -116,30 +130,45 @@ class NetlinkSource:
         """Return the Unix sockets in these states that are `wanted`, each once."""
         from check_pgsock.sockets import unix_diag
 
-        def consume(
-            found: "dict[Optional[int], AnyUnix]", data: bytearray, run: "tuple[int, int, int]"
-        ) -> None:
-            for one in unix_diag.parse_sockets(data, run):
-                if wanted(one):
-                    found[one.cookie] = one
+        def consume(found: "dict[Optional[int], AnyUnix]", data: bytearray, runs: "Runs") -> None:
+            for run in runs:
+                for one in unix_diag.parse_sockets(data, run):
+                    if wanted(one):
+                        found[one.cookie] = one
 
         request = partial(unix_diag.pack_request, states)
         return list(self._dump(request, unix_diag.SHORTEST, dict, consume).values())
+
+    def raw(self) -> "dict[str, bytes]":
+        """Dumps of all sockets, with all that a query can ask for."""
+        from check_pgsock.sockets import unix_diag
+
+        def keep(whole: bytearray, data: bytearray, runs: "Runs") -> None:
+            whole += data
+            for _ in runs:
+                pass  # walked to its end, and valid
+
+        everything = Query((), True, _EVERY_STATE, info=True, drops=True, cgroup=True)
+        tcp = partial(inet_diag.pack_request, everything)
+        unix = partial(unix_diag.pack_request, _EVERY_STATE)
+        return {
+            TCP_DUMP: bytes(self._dump(tcp, inet_diag.SHORTEST, bytearray, keep)),
+            UNIX_DUMP: bytes(self._dump(unix, unix_diag.SHORTEST, bytearray, keep)),
+        }
 
     def _dump(
         self,
         request: "Callable[[int], bytes]",
         shortest: int,
         start: "Callable[[], _T]",
-        consume: "Callable[[_T, bytearray, tuple[int, int, int]], None]",
+        consume: "Callable[[_T, bytearray, Runs], None]",
     ) -> "_T":
         for _ in range(_ATTEMPTS):
             self._sequence += 1
             result, dump = start(), Dump(self._sequence, shortest)
             try:
                 for data in self._datagrams(request(self._sequence), dump):
-                    for run in dump.runs(data):
-                        consume(result, data, run)
+                    consume(result, data, dump.runs(data))
             except OSError as error:
                 raise SourceError(
                     f"the netlink socket dump failed: {error.strerror or error}"
@@ -183,14 +212,22 @@ def open_channel(namespace: "Optional[Namespace]" = None) -> socket.socket:
 
 def read_setting(name: str, namespace: "Optional[Namespace]" = None) -> "Optional[int]":
     """A whole number of /proc/sys, as `namespace` has it; None where it cannot be read."""
+    try:
+        return int((read_setting_file(name, namespace) or b"").split()[0])
+    except (ValueError, IndexError):
+        return None
 
-    def read() -> int:
+
+def read_setting_file(name: str, namespace: "Optional[Namespace]" = None) -> "Optional[bytes]":
+    """A file of /proc/sys, as `namespace` has it; None where it cannot be read."""
+
+    def read() -> bytes:
         with open(f"/proc/sys/{name}", "rb", 0) as file:
-            return int(file.read().split()[0])
+            return file.read()
 
     try:
         return read() if namespace is None else namespace.call(read)
-    except (OSError, SourceError, ValueError, IndexError):
+    except (OSError, SourceError):
         return None
 
 
@@ -209,15 +246,17 @@ class ProcfsSource:
     ) -> None:
         self._deadline = deadline
         self._namespace = namespace
+        self._entered: Optional[Namespace] = None
+        self._live = root is None
         self.saved = False
         self._without_ipv6 = False
         if root is None:
             self.directory = "/proc/net"
-            if namespace is not None:
+            if namespace is not None and namespace.process is not None:
+                self.directory = f"{namespace.process}/net"
+            elif namespace is not None:
                 # /proc/net is the process's, whatever namespace its thread is in.
-                self.directory = "/proc/thread-self/net"
-                if namespace.refusal is not None and namespace.process is not None:
-                    self.directory, self._namespace = f"{namespace.process}/net", None
+                self.directory, self._entered = "/proc/thread-self/net", namespace
             return
         net = os.path.join(root, "net")
         try:
@@ -265,12 +304,8 @@ class ProcfsSource:
         return self.directory.startswith("/proc/") and not self.saved
 
     def setting(self, name: str) -> "Optional[int]":
-        """A whole number of /proc/sys: that is always the reader's own namespace's, so None for
-        another.
-        """
-        if self.directory in ("/proc/net", "/proc/thread-self/net"):
-            return read_setting(name, self._namespace)
-        return None
+        """A whole number of /proc/sys: that is never another proc root's, so None for one."""
+        return read_setting(name, self._namespace) if self._live else None
 
     def notes(self) -> "list[str]":
         """What qualifies all that was read: what a saved moment does not hold."""
@@ -288,10 +323,24 @@ class ProcfsSource:
             lines.append("no tcp6 beside tcp: a kernel without IPv6")
         return lines
 
+    def raw(self) -> "dict[str, bytes]":
+        """The files, whole."""
+        found = {}
+        for name in (TCP_FILE, TCP6_FILE, UNIX_FILE):
+            path = os.path.join(self.directory, name)
+            try:
+                found[name] = b"".join(_read_unbroken(self._open(path), self._deadline))
+            except FileNotFoundError as error:
+                if name == TCP_FILE:
+                    raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+            except OSError as error:
+                raise SourceError(f"{path} cannot be read: {error.strerror}") from error
+        return found
+
     def _open(self, path: str) -> int:
-        if self._namespace is None:
+        if self._entered is None:
             return open_plain(path)
-        return self._namespace.call(lambda: open_plain(path))
+        return self._entered.call(lambda: open_plain(path))
 
     def _read(self, query: Query) -> "Iterator[tuple[Table, list[bytes]]]":
         for name in ("tcp", "tcp6"):
@@ -333,16 +382,6 @@ def _read_unbroken(descriptor: int, deadline: Deadline) -> "Iterator[bytes]":
         for line in file:
             deadline.remaining()
             yield line
-
-
-def open_plain(path: str) -> int:
-    """Open a regular file; raises OSError, and SourceError for what is none."""
-    # O_NONBLOCK: a FIFO in a proc root from elsewhere must not hold the check.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise SourceError(f"{path} is not a regular file")
-    return descriptor
 
 
 def listener_inodes(directory: str, port: int, deadline: Deadline) -> "set[int]":

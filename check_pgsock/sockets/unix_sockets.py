@@ -96,8 +96,9 @@ def choose(
     listeners = [one for one in mine if isinstance(one, UnixListener)]
     accepted = [one for one in mine if isinstance(one, UnixSocket) and one.state == ESTABLISHED]
     sessions = [one for one in accepted if one.inode]
-    waiting = len(accepted) - len(sessions)
-    waiting += sum(one.accept_queue for one in listeners if one.accept_queue is not None)
+    # A queue holds those of all namespaces, so also those that procfs shows of one of several.
+    queues = [one.accept_queue for one in listeners if one.accept_queue is not None]
+    waiting = sum(queues) if queues else len(accepted) - len(sessions)
     strays = [
         one
         for one in named

@@ -1,0 +1,1 @@
+"""PgBouncer: its configuration file."""

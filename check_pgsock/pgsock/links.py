@@ -1,0 +1,186 @@
+"""Who is connected to what: the ESTABLISHED connections of endpoints and of their owners, read.
+
+Each connection is seen once: those that an endpoint accepted by the accepted end, those that an
+owner made to elsewhere by the end that connected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from check_pgsock.legs import listeners_at
+from check_pgsock.sockets.model import ESTABLISHED, Listener, Query
+from check_pgsock.sockets.unix_sockets import UnixListener, UnixSocket
+from check_pgsock.survey import find_holders
+
+if TYPE_CHECKING:
+    from check_pgsock.listeners import Endpoint
+    from check_pgsock.sockets.model import Socket
+    from check_pgsock.sockets.reader import SocketReader
+    from check_pgsock.sockets.sources import AnyUnix
+    from check_pgsock.view import View
+
+    Ends = tuple[bytes, int, bytes, int]  # local address and port, remote address and port
+
+
+class Party(NamedTuple):
+    """Who connected: a process, or its user alone, or an address; nothing where none is known."""
+
+    pid: int | None = None
+    parent: int | None = None
+    command: str | None = None
+    uid: int | None = None
+    address: bytes | None = None
+
+
+class Link(NamedTuple):
+    """One connection: to an endpoint, or to an address and port that is none of them."""
+
+    client: Party
+    endpoint: Endpoint | None
+    address: bytes | None = None
+    port: int | None = None
+
+
+def read_links(view: View, endpoints: Sequence[Endpoint]) -> list[Link]:
+    """The connections that `endpoints` accepted, and those to elsewhere that users of their owners
+    made. Raises SourceError.
+    """
+    links = _Links(view, endpoints)
+    links.read()
+    return links.found
+
+
+class _Links:
+    def __init__(self, view: View, endpoints: Sequence[Endpoint]) -> None:
+        self.found: list[Link] = []
+        self._view = view
+        self._endpoints = endpoints
+        self._parties: dict[int, Party] = {}
+
+    def read(self) -> None:
+        places = {
+            one.reader: one.reader.sockets(Query((), True, 1 << ESTABLISHED))
+            for one in self._endpoints
+        }
+        unix = [self._read_unix(reader) for reader in places]
+        ends = {reader: {one[1:5]: one for one in sockets} for reader, sockets in places.items()}
+        accepted: list[tuple[list[Endpoint], Socket, Socket | None]] = []
+        outgoing: list[Socket] = []
+        users = self._users()
+        for reader, sockets in places.items():
+            ports = self._by_port(reader)
+            listened = {one.port for one in reader.listeners()}
+            others = [each for other, each in ends.items() if other is not reader]
+            for one in sockets:
+                bound = ports.get(one.local_port)
+                if bound is not None:
+                    client = _find_end(one, ends[reader], others)
+                    accepted.append((_taking(one, bound), one, client))
+                elif one.uid in users and one.inode and one.local_port not in listened:
+                    outgoing.append(one)
+        clients = [client for _, _, client in accepted if client is not None]
+        peers = [peer for each in unix for _, peer in each if peer is not None]
+        shared = [one for taking, one, _ in accepted if len(taking) > 1]
+        self._read_holders([*clients, *outgoing, *shared], peers)
+        reached = {client.inode for client in clients}
+        for taking, one, client in accepted:
+            party = Party(address=one.remote_address) if client is None else self._party(client)
+            self.found.append(Link(party, self._choose(taking, one)))
+        for each in unix:
+            self.found += [
+                Link(Party() if peer is None else self._party(peer), endpoint)
+                for endpoint, peer in each
+            ]
+        for one in outgoing:
+            if one.inode not in reached:
+                link = Link(self._party(one), None, one.remote_address, one.remote_port)
+                self.found.append(link)
+
+    def _users(self) -> set[int]:
+        owners = [one.owner for one in self._endpoints if one.owner is not None]
+        return {process.uid for owner in owners for process in owner.processes}
+
+    def _by_port(self, reader: SocketReader) -> dict[int, list[Endpoint]]:
+        found: dict[int, list[Endpoint]] = {}
+        for one in self._endpoints:
+            if one.reader is reader and isinstance(one.listener, Listener):
+                found.setdefault(one.listener.port, []).append(one)
+        return found
+
+    def _read_unix(self, reader: SocketReader) -> list[tuple[Endpoint, UnixSocket | None]]:
+        """The sessions of the Unix endpoints of a place, with their clients' ends."""
+        mine = {
+            (one.listener.path, one.listener.file): one
+            for one in self._endpoints
+            if one.reader is reader and isinstance(one.listener, UnixListener)
+        }
+
+        def is_session(one: AnyUnix) -> bool:
+            return isinstance(one, UnixSocket) and one.inode != 0 and one.peer_inode != 0
+
+        if not mine:
+            return []
+        sessions = [
+            one
+            for one in reader.unix(1 << ESTABLISHED, is_session)
+            if isinstance(one, UnixSocket) and (one.path, one.file) in mine
+        ]
+        peers = reader.unix_peers(sessions)
+        return [
+            (mine[one.path or b"", one.file], peers.get(one.peer_inode or 0)) for one in sessions
+        ]
+
+    def _read_holders(self, sockets: Iterable[Socket], unix: Iterable[UnixSocket]) -> None:
+        ends = [(one.inode, one.uid) for one in sockets]
+        ends += [(one.inode, one.uid) for one in unix if one.uid is not None]
+        table = self._view.processes()
+        now = self._view.files.since_boot()
+        holders = find_holders(table, {end[0] for end in ends}, {end[1] for end in ends}, now)
+        commands = table.commands() if holders else {}
+        for inode, uid in ends:
+            holder = holders.get(inode)
+            if holder is not None:
+                _, parent = commands.get(holder.pid, ("", 0))
+                self._parties[inode] = Party(holder.pid, parent, holder.command, uid)
+
+    def _choose(self, taking: list[Endpoint], one: Socket) -> Endpoint:
+        """The endpoint that accepted a connection: where several share a port, its holder's."""
+        holder = self._party(one).pid
+        for each in taking:
+            if each.owner and holder in {process.pid for process in each.owner.processes}:
+                return each
+        return taking[0]
+
+    def _party(self, one: Socket | UnixSocket) -> Party:
+        return self._parties.get(one.inode) or Party(uid=one.uid if one.inode else None)
+
+
+def _find_end(
+    one: Socket, ends: dict[Ends, Socket], others: list[dict[Ends, Socket]]
+) -> Socket | None:
+    """The client's end of an accepted connection: in the same place, or in another."""
+    mirrored = (one.remote_address, one.remote_port, one.local_address, one.local_port)
+    found = ends.get(mirrored)
+    if found is None and not _is_loopback(one.remote_address):
+        found = next((each[mirrored] for each in others if mirrored in each), None)
+    return found
+
+
+def _is_loopback(address: bytes) -> bool:
+    return address[0] == 127 if len(address) == 4 else address == bytes(15) + b"\1"
+
+
+def _taking(one: Socket, bound: list[Endpoint]) -> list[Endpoint]:
+    """The endpoints of one port that take connections like this one: several that share a port
+    (SO_REUSEPORT).
+    """
+    inodes = {
+        each.inode
+        for each in listeners_at(
+            one.local_address,
+            [each.listener for each in bound if isinstance(each.listener, Listener)],
+        )
+    }
+    return [each for each in bound if each.listener.inode in inodes] or bound

@@ -1,0 +1,269 @@
+"""Who holds the connections of a leg: sockets, titles and processes read and brought together.
+
+A title counts only for a child of the postmaster that is proven to own the listener: see
+postmaster.py. Descriptors are read only for what titles leave open, and only where they may be.
+"""
+
+from contextlib import suppress
+
+from check_pgsock import connections
+from check_pgsock.ages import DEFAULT_INTERVAL, confirm_setting, prove_period
+from check_pgsock.backends import Backends
+from check_pgsock.connections import CLIENT, SERVER, Connection, Holder
+from check_pgsock.legs import Leg
+from check_pgsock.limits import LimitUnknown
+from check_pgsock.ownership import find_cluster
+from check_pgsock.sockets.model import LISTEN, TIME_WAIT, Query
+from check_pgsock.text import plural
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Optional
+
+    from check_pgsock.backends import Backend
+    from check_pgsock.processes import ProcessTable
+    from check_pgsock.sockets.model import Listener, Socket
+    from check_pgsock.sockets.reader import SocketReader
+    from check_pgsock.view import View
+
+    Ends = tuple[bytes, int, bytes, int]  # local address and port, remote address and port
+
+# All but listeners and what is left of closed connections.
+CONNECTED = 0xFFFF & ~(1 << LISTEN | 1 << TIME_WAIT | 1)
+
+
+class Survey:
+    """The connections of a leg, and what is to be said about how they were found."""
+
+    __slots__ = ("connections", "notes", "read_at")
+
+    def __init__(self, read_at: float) -> None:
+        self.connections: list[Connection] = []
+        self.read_at = read_at  # the ages are those of this time, in seconds since 1970
+        self.notes: list[str] = []
+
+
+def survey(view: "View", leg: Leg, states: int = CONNECTED, unix: bool = False) -> Survey:
+    """All that is known of the connections of `leg` in `states`.
+
+    With `unix` the sessions over Unix sockets of the servers found on a server leg are in it, as
+    their titles tell of them. Raises SourceError.
+    """
+    found = Survey(view.files.wall_clock())
+    for reader in view.reader.each:
+        place = _Place(view, reader, found)
+        for port in leg.ports:
+            if leg.server:
+                place.add_server_leg(leg, port, states, unix)
+            else:
+                place.add_client_leg(leg, port, states)
+    for path in leg.paths:
+        _add_unix_socket(view, path, found)
+    found.notes = list(dict.fromkeys(found.notes))
+    return found
+
+
+def _add_unix_socket(view: "View", path: str, found: Survey) -> None:
+    """Add the sessions over a socket file; whose backends they are is told by descriptors."""
+    from check_pgsock.unix_server import find_owner
+
+    endpoint = view.reader.unix_sockets(path)
+    found.notes += endpoint.notes
+    if endpoint.not_accepted:
+        waiting = plural(endpoint.not_accepted, "connection")
+        found.notes.append(f"{waiting} to {path} not accepted yet, and not shown")
+    table, now = view.processes(), view.files.since_boot()
+    backends = None
+    with suppress(LimitUnknown):
+        cluster, _ = find_owner(view, f"socket {path}", endpoint.listeners)
+        backends = Backends(table, cluster, (), now)
+    peers = view.reader.unix_peers(endpoint.sessions)
+    ends = [*peers.values(), *(endpoint.sessions if backends is None else [])]
+    uids = {one.uid for one in ends if one.uid is not None}
+    holders = find_holders(table, {one.inode for one in ends}, uids, now)
+    for one in endpoint.sessions:
+        backend = None if backends is None else backends.of_inode(one.inode)
+        peer = peers.get(one.peer_inode or 0)
+        client = None if peer is None else holders.get(peer.inode)
+        row = connections.of_unix_socket(one, backend, peer, holders.get(one.inode), client)
+        found.connections.append(row)
+
+
+class _Server:
+    """The connections that some listeners of one port accepted, and their backends if these are a
+    PostgreSQL server's.
+    """
+
+    __slots__ = ("backends", "sockets")
+
+    def __init__(self, sockets: "list[Socket]", backends: "Optional[Backends]") -> None:
+        self.sockets = sockets
+        self.backends = backends
+
+
+class _Place:
+    """One place of a view, being surveyed."""
+
+    def __init__(self, view: "View", reader: "SocketReader", found: Survey) -> None:
+        self._view = view
+        self._reader = reader
+        self._found = found
+        self._table = view.processes()
+        self._now = view.files.since_boot()
+        self._servers: dict[int, list[_Server]] = {}
+
+    def add_server_leg(self, leg: Leg, port: int, states: int, unix: bool) -> None:
+        """Add the connections accepted on `port`."""
+        accepts = leg.filter
+        for server in self._find_servers(port):
+            backends = server.backends
+            wanted = [
+                one
+                for one in server.sockets
+                if states >> one.state & 1
+                and (accepts is None or accepts(one.local_address, one.remote_address))
+            ]
+            of = {} if backends is None else {one: backends.of_socket(one) for one in wanted}
+            rest = [one for one in wanted if of.get(one) is None]
+            # The other ends of those that come from this host.
+            ends = {_mirrored(one): one for one in self._read(Query((port,), False, CONNECTED))}
+            clients = [end for end in (ends.get(one[1:5]) for one in wanted) if end is not None]
+            holders = self._find_holders([*clients, *(rest if backends is None else [])])
+            pairs = [(one, each.age) for one, each in of.items() if each and each.age is not None]
+            period = self._find_period(pairs, server.sockets) if rest else None
+            at_most = None if backends is None else backends.postmaster_age
+            for one in wanted:
+                holder = holders.get(one.inode)
+                limit = at_most if holder is None else holder.age
+                end = ends.get(one[1:5])
+                peer = None if end is None else holders.get(end.inode)
+                row = connections.of_socket(one, SERVER, of.get(one), holder, period, limit)
+                if end is not None and end.inode:
+                    row["peer_uid"] = end.uid
+                if peer is not None:
+                    row["peer_pid"], row["peer_process"] = peer.pid, peer.command
+                self._append(row)
+            if unix and backends is not None and accepts is None:
+                for each in backends.local():
+                    self._append(connections.of_unix_socket(None, each))
+
+    def add_client_leg(self, leg: Leg, port: int, states: int) -> None:
+        """Add the connections opened from here to `port`."""
+        sockets = self._read(Query((port,), False, states, leg.filter, info=True, cgroup=True))
+        backends: dict[Ends, Optional[Backend]] = {}
+        for server in self._find_servers(port):
+            if server.backends is not None:
+                for one in server.sockets:
+                    backends[_mirrored(one)] = server.backends.of_socket(one)
+        holders = self._find_holders(sockets)
+        programs: dict[Optional[int], list[Socket]] = {}
+        for one in sockets:
+            holder = holders.get(one.inode)
+            programs.setdefault(None if holder is None else holder.pid, []).append(one)
+        for pid, held in programs.items():
+            of = {one: backends.get(one[1:5]) for one in held}
+            pairs = [(one, each.age) for one, each in of.items() if each and each.age is not None]
+            # Different programs may have different periods.
+            period = None if pid is None else self._find_period(pairs, held)
+            for one in held:
+                holder = holders.get(one.inode)
+                at_most = None if holder is None else holder.age
+                row = connections.of_socket(one, CLIENT, of[one], holder, period, at_most)
+                self._append(row)
+
+    def _append(self, one: Connection) -> None:
+        if self._reader.namespace is not None:
+            one["namespace"] = self._reader.namespace.name
+        self._found.connections.append(one)
+
+    def _read(self, query: Query) -> "list[Socket]":
+        return self._reader.sockets(query)
+
+    def _find_servers(self, port: int) -> "list[_Server]":
+        """The servers that listen on `port`, each with the connections it accepted."""
+        if port not in self._servers:
+            self._servers[port] = self._look_for_servers(port)
+        return self._servers[port]
+
+    def _look_for_servers(self, port: int) -> "list[_Server]":
+        accepted = self._read(Query((port,), True, CONNECTED, info=True, cgroup=True))
+        if not accepted:
+            return []
+        bound = self._reader.listeners(port)
+        if not bound:
+            return [_Server(accepted, None)]
+        whole = self._backends(port, bound, bound, accepted)
+        if whole is not None or len(bound) == 1:
+            return [_Server(accepted, whole)]
+        # Different servers may listen at different addresses.
+        from check_pgsock.legs import listeners_at
+
+        servers = []
+        by_listener: dict[Optional[int], list[Socket]] = {}
+        for one in accepted:
+            takers = listeners_at(one.local_address, bound)
+            inode = takers[0].inode if len(takers) == 1 else None
+            by_listener.setdefault(inode, []).append(one)
+        for inode, sockets in by_listener.items():
+            listeners = [each for each in bound if each.inode == inode]
+            backends = self._backends(port, listeners, bound, sockets) if listeners else None
+            servers.append(_Server(sockets, backends))
+        return servers
+
+    def _backends(
+        self, port: int, listeners: "list[Listener]", bound: "list[Listener]",
+        accepted: "list[Socket]",
+    ) -> "Optional[Backends]":  # fmt: skip
+        try:
+            cluster, _ = find_cluster(self._view, self._reader, port, listeners, bound, accepted)
+        except LimitUnknown:
+            return None
+        heard = {
+            (one.remote_address, one.remote_port)
+            for one in accepted
+            if one.inode and (one.info is None or one.info.bytes_received != 0)
+        }
+        return Backends(self._table, cluster, heard, self._now)
+
+    def _find_period(
+        self, pairs: "list[tuple[Socket, float]]", sockets: "list[Socket]"
+    ) -> "Optional[float]":
+        """The keepalive period of `sockets`, which one server or one program holds."""
+        interval = self._reader.setting("net/ipv4/tcp_keepalive_intvl") or DEFAULT_INTERVAL
+        period = prove_period(pairs, interval)
+        if period is None and not pairs:
+            setting = self._reader.setting("net/ipv4/tcp_keepalive_time")
+            if setting and confirm_setting(setting, sockets):
+                period = setting
+        return period
+
+    def _find_holders(self, sockets: "list[Socket]") -> "dict[int, Holder]":
+        """The processes that hold `sockets`, by inode, where descriptors may be read."""
+        inodes, uids = {one.inode for one in sockets}, {one.uid for one in sockets}
+        return find_holders(self._table, inodes, uids, self._now)
+
+
+def find_holders(
+    table: "ProcessTable", inodes: "Iterable[int]", uids: "set[int]", now: "Optional[float]" = None
+) -> "dict[int, Holder]":
+    """The processes of `uids` that hold these sockets, by inode, where descriptors may be read;
+    their ages are those of `now`: see ProcessTable.age.
+    """
+    wanted = {inode for inode in inodes if inode}
+    found: dict[int, Holder] = {}
+    if not wanted:
+        return found
+    for pid, (command, _) in table.commands().items():
+        if table.uid(pid) in uids:
+            held = wanted & (table.socket_inodes(pid) or set())
+            if held:
+                found.update(dict.fromkeys(held, Holder(pid, command, table.age(pid, now))))
+                wanted -= held
+                if not wanted:
+                    break
+    return found
+
+
+def _mirrored(one: "Socket") -> "Ends":
+    return one.remote_address, one.remote_port, one.local_address, one.local_port

@@ -1,0 +1,36 @@
+"""A made-up /proc: processes whose descriptors nobody can read, and one listener."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from check_pgsock.deadline import Deadline
+from check_pgsock.proc_files import LiveProc
+from check_pgsock.sockets.reader import SocketReader
+from check_pgsock.view import View
+
+Fake = tuple[str, int, list[str]]  # command, uid and arguments
+INODE = 900
+FIRST_PID = 100
+
+
+def tcp_table(port: int, uid: int) -> str:
+    """A /proc/net/tcp with the listener, on 127.0.0.1."""
+    return (
+        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  "
+        f"timeout inode\n   0: 0100007F:{port:04X} 00000000:0000 0A 00000000:00000000 "
+        f"00:00000000 00000000 {uid:5} 0 {INODE} 1 0\n"
+    )
+
+
+def make_proc(root: Path, uid: int, fakes: list[Fake], port: int = 5432) -> View:
+    """The view of it: the processes `fakes`, from FIRST_PID on, and the listener of `uid`."""
+    for pid, (command, owner, arguments) in enumerate(fakes, FIRST_PID):
+        directory = root / str(pid)
+        (directory / "net").mkdir(parents=True)
+        (directory / "comm").write_text(f"{command}\n", encoding="utf-8")
+        (directory / "status").write_text(f"Uid:\t{owner}\t{owner}\t{owner}\n", encoding="utf-8")
+        (directory / "cmdline").write_text("\0".join([command, *arguments, ""]), encoding="utf-8")
+        (directory / "net" / "tcp").write_text(tcp_table(port, uid), encoding="utf-8")
+    deadline = Deadline(5)
+    return View(SocketReader("auto", None, deadline), LiveProc(str(root)), deadline)

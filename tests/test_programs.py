@@ -1,0 +1,51 @@
+"""What programs are told by their names, and which listeners they may hold: pure."""
+
+from __future__ import annotations
+
+import pytest
+
+from check_pgsock.programs import (
+    FORWARDER,
+    OTHER_FORWARDERS,
+    PLAIN_FORWARDERS,
+    POOLER,
+    POOLERS,
+    POSTGRESQL,
+    kind_of,
+    may_hold,
+    only_forwards,
+)
+
+
+def test_kinds() -> None:
+    names = ("postgres", "postmaster", "pgbouncer", "pgcat", "haproxy", "sshd", "systemd-socket-")
+    assert [kind_of(name) for name in names] == [
+        POSTGRESQL, POSTGRESQL, POOLER, POOLER, FORWARDER, FORWARDER, FORWARDER,
+    ]  # fmt: skip
+    assert kind_of("python3") is None
+    assert kind_of("Postgres") is None
+    assert [only_forwards(name) for name in ("socat", "rootlessport", "ssh", "nginx")] == [
+        True, True, False, False,
+    ]  # fmt: skip
+
+
+def test_names_fit_into_what_the_kernel_keeps() -> None:
+    assert max(map(len, (*POOLERS, *PLAIN_FORWARDERS, *OTHER_FORWARDERS))) <= 15
+
+
+@pytest.mark.parametrize(
+    ("command", "uid", "port", "listener_uid", "expected"),
+    [
+        ("postgres", 26, 5432, 26, True),
+        ("postgres", 26, 5432, 0, False),
+        ("postgres", 26, 5432, 27, False),
+        ("pgbouncer", 26, 6432, 0, True),
+        ("pgbouncer", 26, 5432, 0, False),
+        ("haproxy", 99, 5432, 0, True),
+        ("haproxy", 0, 5432, 99, False),
+    ],
+)
+def test_listeners_that_a_process_may_hold(
+    command: str, uid: int, port: int, listener_uid: int, expected: bool
+) -> None:
+    assert may_hold(command, uid, port, listener_uid) is expected

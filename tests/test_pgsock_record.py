@@ -27,6 +27,7 @@ from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session
 from tests import restricted, support
 from tests.conftest import Installations, MakePg, OpenSessions
+from tests.moment import MOMENT
 from tests.recordings import BY_NETLINK, captured, write
 from tests.restricted import DENY_NETLINK
 from tests.support import Completed
@@ -119,22 +120,22 @@ def test_what_a_replay_says_besides(
     assert found[0] == first
     assert found[1].startswith("as recorded at 20")
     assert found[1].endswith(" UTC")
+    uid = 0 if user is None else pwd.getpwnam(user).pw_uid
+    if user is not None:
+        unseen = found.pop(2)
+        assert unseen.startswith("not recorded: descriptors of ")
+        assert unseen.endswith(f" processes, which uid {uid} may not read")
+        assert f"\n{unseen}\n" in done.out
     source = "pg_control" if user is None else "the listener's backlog of 60"
-    lines = [line.replace(f"read from {source};", f"read from {source} (as recorded);")
-             for line in lines]  # fmt: skip
-    assert found[2 : 2 + len(lines)] == lines
-    rest = found[2 + len(lines) :]
-    assert rest[0] == f"source: recording ({path})"
-    uid = 0 if user is None else pwd.getpwnam(STRANGER).pw_uid
-    assert rest[1].startswith(f"recorded by check_pgsock 0.1.0 as uid {uid} on Linux ")
-    assert rest[1].endswith(", from tcp.netlink, unix.netlink")
-    if user is None:
-        assert len(rest) == 3
-        assert done.out.count("\n") == 1
-    else:
-        assert rest[2].startswith("not recorded: descriptors of ")
-        assert rest[2].endswith(f" processes, which uid {uid} may not read")
-        assert f"{rest[2]}\n" in done.out
+    end = 2 + len(lines)
+    assert found[2:end] == [
+        one.replace(f"read from {source};", f"read from {source} (as recorded);") for one in lines
+    ]
+    assert found[end] == f"source: recording ({path})"
+    assert found[end + 1].startswith(f"recorded by check_pgsock 0.1.0 as uid {uid} on Linux ")
+    assert found[end + 1].endswith(", from tcp.netlink, unix.netlink")
+    assert found[end + 2].startswith("took ")
+    assert len(found) == end + 3
 
 
 @USERS
@@ -279,6 +280,8 @@ def test_what_is_no_source(arguments: tuple[str, ...], sentence: str | None) -> 
          "there is no recording y; --source takes auto, netlink, procfs, or the file that pgsock "
          "record wrote"),
         (("--netns", "no such", "x"), None),
+        (("--proc-root", str(MOMENT), "x"),
+         f"{MOMENT} is a saved moment already; name a live --proc-root"),
         (("missing/x",), "missing cannot be written to: No such file or directory"),
     ],
 )  # fmt: skip
@@ -458,6 +461,19 @@ def test_several_network_namespaces(
         f"PGSOCK_SATURATION UNKNOWN - {path} holds no network namespace blue, but network "
         f"namespaces {', '.join(names)}\n"
     )
+
+
+def test_a_host_seen_from_a_container(
+    pg: PostgresServer, sessions: OpenSessions, directory: Path
+) -> None:
+    sessions(pg, 2)
+    path = directory / "one.zip"
+    record(path, "--proc-root", "/proc")
+    options = ("-p", str(pg.port), "--limit", "9", "-vv")
+    done = support.run("saturation", *options, "--source", str(path))
+    live = support.run("saturation", *options, "--proc-root", "/proc")
+    assert first_line(done) == first_line(live)
+    assert ", from tcp, tcp6, unix\n" in done.out
 
 
 def test_where_netlink_is_refused(

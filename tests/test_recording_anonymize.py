@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from check_pgsock import titles
-from check_pgsock.errors import SourceError
+from check_pgsock.errors import MalformedError, SourceError
 from check_pgsock.legs import format_address
 from check_pgsock.processes import parse_title_area
 from check_pgsock.recording.anonymize import Anonymizer
@@ -395,6 +395,16 @@ def test_what_another_machine_alone_can_read() -> None:
     with pytest.raises(SourceError) as caught:
         anonymizer.apply(captured())
     assert str(caught.value) == (
-        f"it was recorded on a {OTHER_ORDER}-endian machine, and what netlink says there can be "
-        "anonymized on such a one alone"
+        f"a moment of a {OTHER_ORDER}-endian machine, as netlink shows it, can be anonymized on "
+        "such a one alone"
     )
+
+
+def test_what_is_not_as_it_should_be() -> None:
+    child = process("postgres", 10, "postgres: checkpointer ")
+    child.files["stat"] = child.files["stat"].replace(b" 0 0\n", b" x 0\n")
+    stat = child.files["stat"].split(b" ")
+    assert stat[-2] == b"x"
+    broken = {10: process("postgres", 1, "postgres"), 11: child}
+    with pytest.raises(MalformedError, match="^a moment cannot be anonymized as it is: invalid "):
+        Anonymizer(HEADER).apply(captured(processes=broken))

@@ -122,7 +122,10 @@ def _open(options: argparse.Namespace) -> tuple[Header, Iterator[Captured]]:
 def _capture_series(options: argparse.Namespace) -> Iterator[Captured]:
     """Capture one moment after the other, never two with less than the interval in between."""
     interval = options.interval or DEFAULT_INTERVAL
-    one = capture(open_tool_view(options))
+    view = open_tool_view(options)
+    if view.reader.saved:
+        raise UsageError(f"{options.proc_root} is a saved moment already; name a live --proc-root")
+    one = capture(view)
     end = one.about.since_boot + (options.duration or 0)
     yield one
     while one.about.since_boot + interval <= end:

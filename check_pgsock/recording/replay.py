@@ -17,7 +17,7 @@ from check_pgsock.recording.source import RecordedSource
 from check_pgsock.sockets.namespaces import Namespace
 from check_pgsock.sockets.reader import PooledReader, Reader, SocketReader
 from check_pgsock.sockets.sources import TCP6_FILE, TCP_FILE
-from check_pgsock.text import clean, plural
+from check_pgsock.text import clean
 from check_pgsock.view import View
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Replay:
             self.header.byte_order,
             lambda table: self._archive.read(member(table)),
             lambda table: f"{self._archive.path}, {member(table)}",
-            [self._taken()],
+            [self._taken(), *unseen(self.header, self.about)],
             self._describe(place),
             self._deadline,
         )
@@ -167,7 +167,7 @@ class Replay:
         return f"as recorded at {at} UTC{which}"
 
     def _describe(self, place: Place) -> list[str]:
-        header, about = self.header, self.about
+        header = self.header
         changed = ", anonymized" if header.anonymized else ""
         lines = [
             f"source: recording ({self._archive.path})",
@@ -178,7 +178,7 @@ class Replay:
             lines.append(f"netlink did not answer then: {place.refusal}")
         if TCP_FILE in place.tables and TCP6_FILE not in place.tables:
             lines.append("no tcp6 beside tcp: a kernel without IPv6")
-        return [*lines, *unseen(header, about)]
+        return lines
 
 
 def unseen(header: Header, about: Moment) -> list[str]:
@@ -186,10 +186,12 @@ def unseen(header: Header, about: Moment) -> list[str]:
     lines = []
     if about.unreadable:
         lines.append(
-            f"not recorded: descriptors of {about.unreadable} of "
-            f"{plural(about.processes, 'process').replace('processs', 'processes')}, which uid "
-            f"{header.uid} may not read"
+            f"not recorded: descriptors of {about.unreadable} of {about.processes} processes, "
+            f"which uid {header.uid} may not read"
         )
     if about.hidden:
-        lines.append("processes outside the recorder's process namespace, if any, were not seen")
+        lines.append(
+            "not recorded: processes that could not be seen, if any (the recorder was in a "
+            "container, or /proc has hidepid)"
+        )
     return lines

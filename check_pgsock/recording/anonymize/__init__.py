@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from check_pgsock.errors import SourceError
+from check_pgsock.errors import MalformedError, SourceError
 from check_pgsock.recording.anonymize.processes import anonymize_processes
 from check_pgsock.recording.anonymize.sockets import (
     Map,
@@ -34,20 +34,28 @@ class Anonymizer:
     def apply(self, one: Captured) -> Captured:
         """A moment with stand-ins for all names and addresses.
 
-        Raises SourceError for one that only a machine of another byte order can read.
+        Raises SourceError for one that only a machine of another byte order can read, and
+        MalformedError for one that is not as it should be.
         """
         if self._byte_order != sys.byteorder and any(map(set(DUMPS).intersection, one.tables)):
             raise SourceError(
-                f"it was recorded on a {self._byte_order}-endian machine, and what netlink says "
-                "there can be anonymized on such a one alone"
+                f"a moment of a {self._byte_order}-endian machine, as netlink shows it, can be "
+                "anonymized on such a one alone"
             )
+        try:
+            return self._apply(one)
+        except ValueError as error:
+            raise MalformedError(f"a moment cannot be anonymized as it is: {error}") from None
+
+    def _apply(self, one: Captured) -> Captured:
         for tables in one.tables:
             for name, raw in tables.items():
                 self._rewrite_tcp(name, raw, self._stand_ins.learn)
-        places = tuple(self._place(place) for place in one.about.places)
-        findings = tuple(self._finding(finding) for finding in one.about.findings)
         return Captured(
-            one.about._replace(places=places, findings=findings),
+            one.about._replace(
+                places=tuple(self._place(place) for place in one.about.places),
+                findings=tuple(self._finding(finding) for finding in one.about.findings),
+            ),
             tuple(
                 {name: self._rewrite(name, raw) for name, raw in tables.items()}
                 for tables in one.tables

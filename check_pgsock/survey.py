@@ -112,6 +112,7 @@ class _Place:
         self._table = view.processes()
         self._now = view.files.since_boot()
         self._servers: dict[int, list[_Server]] = {}
+        self._local: set[int] = set()  # backends of Unix sessions that are in `found`
 
     def add_server_leg(self, leg: Leg, port: int, states: int, unix: bool) -> None:
         """Add the connections accepted on `port`."""
@@ -146,7 +147,9 @@ class _Place:
                 self._append(row)
             if unix and backends is not None and accepts is None:
                 for each in backends.local():
-                    self._append(connections.of_unix_socket(None, each))
+                    if each.pid not in self._local:
+                        self._local.add(each.pid)
+                        self._append(connections.of_unix_socket(None, each))
 
     def add_client_leg(self, leg: Leg, port: int, states: int) -> None:
         """Add the connections opened from here to `port`."""
@@ -188,8 +191,6 @@ class _Place:
 
     def _look_for_servers(self, port: int) -> "list[_Server]":
         accepted = self._read(Query((port,), True, CONNECTED, info=True, cgroup=True))
-        if not accepted:
-            return []
         bound = self._reader.listeners(port)
         if not bound:
             return [_Server(accepted, None)]
@@ -200,7 +201,7 @@ class _Place:
         from check_pgsock.legs import listeners_at
 
         servers = []
-        by_listener: dict[Optional[int], list[Socket]] = {}
+        by_listener: dict[Optional[int], list[Socket]] = {one.inode: [] for one in bound}
         for one in accepted:
             takers = listeners_at(one.local_address, bound)
             inode = takers[0].inode if len(takers) == 1 else None

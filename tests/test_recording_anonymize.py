@@ -406,5 +406,5 @@ def test_what_is_not_as_it_should_be() -> None:
     stat = child.files["stat"].split(b" ")
     assert stat[-2] == b"x"
     broken = {10: process("postgres", 1, "postgres"), 11: child}
-    with pytest.raises(MalformedError, match="^a moment cannot be anonymized as it is: invalid "):
+    with pytest.raises(MalformedError, match=r"^a moment cannot be anonymized as it is: invalid "):
         Anonymizer(HEADER).apply(captured(processes=broken))

@@ -25,7 +25,7 @@ from check_pgsock.pgsock.output import add_view_options, open_tool_view, print_j
 from check_pgsock.recording.anonymize import Anonymizer
 from check_pgsock.recording.archive import Archive, Writer
 from check_pgsock.recording.capture import Captured, capture, describe_machine, load
-from check_pgsock.recording.manifest import Header, Moment, Place
+from check_pgsock.recording.manifest import Header, Moment
 from check_pgsock.recording.replay import unseen
 from check_pgsock.text import clean, plural
 
@@ -141,12 +141,16 @@ def _since_boot() -> float:
 def _fill(
     writer: Writer, moments: Iterator[Captured], anonymizer: Anonymizer | None
 ) -> PgsockError | str | None:
-    """Write the moments; what ended them before their time, if there is at least one."""
+    """Write the moments, during which alone signals are let through; what ended them before their
+    time, if there is at least one.
+    """
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for one in moments:
             kept = one if anonymizer is None else anonymizer.apply(one)
-            with _held_signals():
-                writer.add(kept.about, kept.members(len(writer.moments) + 1))
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            writer.add(kept.about, kept.members(len(writer.moments) + 1))
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     except _Ended as ended:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
@@ -162,28 +166,22 @@ def _fill(
 
 @contextlib.contextmanager
 def _handled_signals() -> Iterator[None]:
-    """Within it, a signal that asks for the end raises _Ended with its number."""
+    """Within it, a signal that asks for the end raises _Ended with its number, but only where it
+    is let through: what is begun to be written, or removed, is ended.
+    """
 
     def end(number: int, _: object) -> None:
         raise _Ended(number)
 
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     before = {number: signal.signal(number, end) for number in _SIGNALS}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         yield
     finally:
+        while signal.sigtimedwait(_SIGNALS, 0) is not None:
+            pass  # too late: all is done
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-@contextlib.contextmanager
-def _held_signals() -> Iterator[None]:
-    """Within it, signals wait: what is begun is ended."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
-        yield
-    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -206,7 +204,8 @@ def _report(
         return
     spaces = [clean(one.name) for one in last.places if one.asked]
     where = f" of network namespaces {', '.join(spaces)}" if spaces else ""
-    tcp, unix = (sum(counts) for counts in zip(*map(_socket_counts, last.places)))
+    tcp = sum(one.tcp_sockets for one in last.places)
+    unix = sum(one.unix_sockets or 0 for one in last.places)
     which = "" if len(moments) == 1 else " in the last"
     seconds = last.since_boot + last.seconds - moments[0].since_boot
     changed = ", anonymized" if header.anonymized else ""
@@ -217,10 +216,6 @@ def _report(
     )
     for note in notes:
         print(note)
-
-
-def _socket_counts(place: Place) -> tuple[int, int]:
-    return place.tcp_sockets, place.unix_sockets or 0
 
 
 def _values(one: Moment) -> dict[str, Any]:

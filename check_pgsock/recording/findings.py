@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     FindOwner = Callable[[], tuple[Cluster, str]]
 
+_AS_RECORDED = " (as recorded)"
+
 
 def find(view: View, known: Iterable[Finding] = ()) -> list[Finding]:
     """What is to be found of all listeners of `view` that may be a PostgreSQL server's.
@@ -40,9 +42,6 @@ def find(view: View, known: Iterable[Finding] = ()) -> list[Finding]:
     for reader in view.reader.each:
         finder.look(View(reader, view.files, view.deadline), reader)
     return finder.found
-
-
-_AS_RECORDED = " (as recorded)"
 
 
 class _Finder:

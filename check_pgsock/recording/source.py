@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from check_pgsock.errors import MalformedError, SourceError
-from check_pgsock.recording.messages import datagrams, sequence_of
+from check_pgsock.recording.messages import DUMPS, datagrams, sequence_of
 from check_pgsock.sockets import inet_diag, unix_diag
 from check_pgsock.sockets.model import CLOSE, LISTEN, Query, Socket, Tally
 from check_pgsock.sockets.netlink_dump import HEADER, Dump
@@ -63,9 +63,10 @@ class RecordedSource:
         self._details = details
         self._deadline = deadline
         self._kept: dict[str, bytes] = {}
-        if TCP_DUMP in place.tables and byte_order != sys.byteorder:
+        dumps = [one for one in DUMPS if one in place.tables]
+        if dumps and byte_order != sys.byteorder:
             raise SourceError(
-                f"{called(TCP_DUMP)} was written by a {byte_order}-endian machine, and what "
+                f"{called(dumps[0])} was written by a {byte_order}-endian machine, and what "
                 "netlink says can be read on such a one alone: replay it there"
             )
 

@@ -13,7 +13,7 @@ from check_pgsock.connections import CLIENT, SERVER, Connection, Holder
 from check_pgsock.legs import Leg
 from check_pgsock.limits import LimitUnknown
 from check_pgsock.ownership import find_cluster
-from check_pgsock.sockets.model import LISTEN, TIME_WAIT, Query
+from check_pgsock.sockets.model import CLOSE, LISTEN, TIME_WAIT, Query
 from check_pgsock.text import plural
 
 TYPE_CHECKING = False
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     Ends = tuple[bytes, int, bytes, int]  # local address and port, remote address and port
 
-# All but listeners and what is left of closed connections.
-CONNECTED = 0xFFFF & ~(1 << LISTEN | 1 << TIME_WAIT | 1)
+# All but listeners, what is left of closed connections, and what was never connected.
+CONNECTED = 0x1FFE & ~(1 << LISTEN | 1 << TIME_WAIT | 1 << CLOSE)
 
 
 class Survey:

@@ -70,7 +70,7 @@ def captured(
 ) -> Captured:
     """One moment."""
     where = tuple(places or [place(one) for one in tables])
-    about = Moment(1.7e9, 5000.0, 0.1, len(processes), False, 1, where, (FINDING,))
+    about = Moment(1.7e9, 5000.0, 0.1, len(processes), False, 0, where, (FINDING,))
     return Captured(
         about._replace(**changes),
         tuple(dict(one) for one in tables),

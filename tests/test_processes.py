@@ -20,6 +20,23 @@ def test_parse_stat(raw: bytes, expected: tuple[str, int]) -> None:
     assert processes.parse_stat(raw) == expected
 
 
+# Of a backend, read by root; a stranger's copy has zeros for the addresses (fields 45 to 51).
+STAT = (
+    b"1234 (post) gres) S 1200 1234 1234 0 -1 4194368 4012 0 0 0 37 15 0 0 20 0 1 0 88000 "
+    b"230000000 5000 18446744073709551615 1 2 3 0 0 0 0 19935232 84487 0 0 0 17 1 0 0 0 0 0 "
+    b"4 5 6 140733000000100 140733000000160 140733000000160 140733000000400 0\n"
+)
+
+
+def test_times_and_title_area_of_a_backend() -> None:
+    assert processes.parse_start_ticks(STAT) == 88000
+    assert processes.parse_cpu_ticks(STAT) == 37 + 15
+    assert processes.parse_title_area(STAT) == 300
+    hidden = STAT.replace(b"140733000000", b"0").replace(b"0100 0160 0160 0400", b"0 0 0 0")
+    assert processes.parse_title_area(hidden) is None
+    assert processes.parse_title_area(b"") is None
+
+
 def test_parse_ids_takes_the_effective_one() -> None:
     raw = b"Name:\tx\nUid:\t0\t107\t0\t0\nGid:\t1\t2\t3\t4\n"
     assert processes.parse_ids(raw, b"Uid") == 107

@@ -284,6 +284,25 @@ def test_moments_by_number(path: Path) -> None:
     assert first.earlier(0.1) is None
 
 
+def test_what_was_not_seen_is_said(path: Path) -> None:
+    made = place(BY_PROCFS, refusal="the netlink socket dump was refused with EPERM")
+    header = HEADER._replace(uid=26, anonymized=True)
+    write(path, captured([BY_PROCFS], [made], hidden=True, unreadable=2), header=header)
+    reader = replay(path).reader
+    assert reader.notes() == [
+        "as recorded at 2023-11-14 22:13:20 UTC",
+        "not recorded: descriptors of 2 of 3 processes, which uid 26 may not read",
+        "not recorded: processes that could not be seen, if any (the recorder was in a container, "
+        "or /proc has hidepid)",
+    ]
+    assert reader.describe() == [
+        f"source: recording ({path})",
+        "recorded by check_pgsock 0.1.0 as uid 26 on Linux 6.1.0 (x86_64), from tcp, tcp6, unix, "
+        "anonymized",
+        "netlink did not answer then: the netlink socket dump was refused with EPERM",
+    ]
+
+
 def attribute(kind: int, value: bytes) -> bytes:
     """One attribute, padded."""
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)

@@ -153,7 +153,6 @@ def _fill(
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     except _Ended as ended:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         if not writer.moments:
             raise
         return signal.Signals(ended.args[0]).name
@@ -161,6 +160,8 @@ def _fill(
         if not writer.moments:
             raise
         return error
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     return None
 
 

@@ -196,6 +196,7 @@ class Writer:
             if self._members > _MOST_MEMBERS or self._file.tell() > _MOST_FILE_BYTES // 2:
                 raise SourceError(f"{self.path} holds all that a recording can")
             self._write(name, content)
+        self._file.flush()
         self.moments.append(about)
 
     def commit(self) -> int:

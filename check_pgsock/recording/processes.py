@@ -82,7 +82,10 @@ def _read_process(files: ProcFiles, pid: str) -> Recorded | None:
         return None
     if "status" not in found:
         return None
-    sockets = _read_sockets(files, pid)
+    try:
+        sockets = _read_sockets(files, pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
     kind = kind_of(command)
     if kind is None:
         return Recorded(found, {}, sockets, None)
@@ -121,6 +124,8 @@ def _read_files(files: ProcFiles, pid: str, names: Iterable[str]) -> dict[str, b
 def _read_sockets(files: ProcFiles, pid: str) -> dict[str, int] | None:
     try:
         descriptors = files.names(pid, "fd")
+    except (FileNotFoundError, ProcessLookupError):
+        raise  # it has ended
     except OSError:
         return None
     found = {}

@@ -2,12 +2,12 @@
 
 from check_pgsock import view
 from check_pgsock.errors import PgsockError
-from check_pgsock.forwarders import describe, find_forwarder
 from check_pgsock.legs import Leg, format_address
 from check_pgsock.plugin import WHO_LINES, Run
+from check_pgsock.servers.forwarders import describe, find_forwarder
 from check_pgsock.sockets.model import Listener, Tally
 from check_pgsock.sockets.reader import Reader
-from check_pgsock.unix_leg import Sessions
+from check_pgsock.unix.leg import Sessions
 from check_pgsock.view import View
 
 TYPE_CHECKING = False
@@ -70,7 +70,7 @@ def session_notes(view: View, leg: Leg, sessions: Sessions) -> "tuple[list[str],
     """
     if not leg.paths:
         return [], []
-    from check_pgsock.unix_server import say_elsewhere
+    from check_pgsock.unix.server import say_elsewhere
 
     elsewhere = say_elsewhere(view, sessions)
     if elsewhere is not None:
@@ -88,8 +88,8 @@ def who_holds(
     """
     if not leg.ports:
         return []
-    from check_pgsock.connections import who_lines
-    from check_pgsock.survey import survey  # most runs have nobody to name
+    from check_pgsock.sessions.connections import who_lines
+    from check_pgsock.sessions.survey import survey  # most runs have nobody to name
 
     found = survey(view, leg, states)
     return who_lines(

@@ -59,7 +59,7 @@ def watch(
         if leg.ports
     ]
     if leg.paths and unix_reader is not None:
-        from check_pgsock.unix_watch import watch_sessions
+        from check_pgsock.unix.watch import watch_sessions
 
         tasks.append(partial(watch_sessions, leg.paths, unix_reader, window, deadline))
     if len(tasks) == 1:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from check_pgsock.deadline import Deadline
-from check_pgsock.limits import Limit
 from check_pgsock.recording.archive import Writer
 from check_pgsock.recording.capture import Captured
 from check_pgsock.recording.manifest import Finding, Header, Moment, Place
 from check_pgsock.recording.processes import Recorded
 from check_pgsock.recording.replay import open_recording
+from check_pgsock.servers.limits import Limit
 from check_pgsock.view import View
 from tests.details import DETAILS
 from tests.moment import MOMENT, NET

@@ -6,10 +6,10 @@ from typing import Optional
 
 import pytest
 
-from check_pgsock.activity import ACTIVITIES, Activity, judge_activity
+from check_pgsock.sessions.activity import ACTIVITIES, Activity, judge_activity
+from check_pgsock.sessions.titles import Title, parse_title
 from check_pgsock.sockets import model
 from check_pgsock.sockets.model import Socket, TcpInfo
-from check_pgsock.titles import Title, parse_title
 from tests.moment import LOCAL4
 
 Info = tuple[

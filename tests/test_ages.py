@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from check_pgsock.ages import Age, confirm_setting, judge_age, prove_period, time_elapsed
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg
+from check_pgsock.sessions.ages import Age, confirm_setting, judge_age, prove_period, time_elapsed
 from check_pgsock.sockets import model
 from check_pgsock.sockets.model import Socket, TcpInfo
 from check_pgsock.sockets.sources import NetlinkSource

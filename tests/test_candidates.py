@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from check_pgsock.candidates import list_programs
 from check_pgsock.proc_files import LiveProc
+from check_pgsock.servers.candidates import list_programs
 from check_pgsock.view import View
 from tests.made_up_proc import Fake, make_proc
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from check_pgsock.backends import Backend
-from check_pgsock.connections import (
+from check_pgsock.pgsock.connections import Condition
+from check_pgsock.sessions.backends import Backend
+from check_pgsock.sessions.connections import (
     CLIENT,
     KEYS,
     SERVER,
@@ -16,10 +17,9 @@ from check_pgsock.connections import (
     of_unix_socket,
     who_lines,
 )
-from check_pgsock.pgsock.connections import Condition
+from check_pgsock.sessions.titles import parse_title
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Socket, TcpInfo
 from check_pgsock.sockets.unix_sockets import STREAM, UnixSocket
-from check_pgsock.titles import parse_title
 
 INFO = TcpInfo(5000, 5100, 501, 60, total_retransmits=2)
 ONE = Socket(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from check_pgsock.evidence import (
+from check_pgsock.servers.evidence import (
     BY_COMMAND_LINE,
     BY_EXCLUSION,
     BY_INI,
@@ -15,8 +15,8 @@ from check_pgsock.evidence import (
     Candidate,
     find_probable,
 )
-from check_pgsock.listeners import Endpoint
-from check_pgsock.programs import kind_of
+from check_pgsock.servers.listeners import Endpoint
+from check_pgsock.servers.programs import kind_of
 from check_pgsock.sockets.model import Listener
 from check_pgsock.view import View
 from tests.forwarding import docker_proxy

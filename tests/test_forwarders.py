@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from check_pgsock.forwarders import describe, find_forwarder
 from check_pgsock.pgsock.lab import processes
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.hosts import NamespaceHost
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session
+from check_pgsock.servers.forwarders import describe, find_forwarder
 from check_pgsock.sockets.model import Listener
 from tests import restricted, support
 from tests.conftest import Installations, MakePg, OpenSessions

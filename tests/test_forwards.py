@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from check_pgsock.forwards import Forward, find_forward, parse_forwards
+from check_pgsock.servers.forwards import Forward, find_forward, parse_forwards
 from tests.forwarding import docker_proxy
 from tests.moment import LOCAL4, LOCAL6
 

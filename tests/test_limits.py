@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from check_pgsock import limits
+from check_pgsock.servers import limits
 
 PROGRAM = "/usr/lib/postgresql/16/bin/postgres"
 

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 
 from check_pgsock.deadline import Deadline
-from check_pgsock.listeners import Endpoint
-from check_pgsock.owners import Owner
 from check_pgsock.pgsock.architecture import Edge, Graph, Node, build_graph
 from check_pgsock.pgsock.lab import processes
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
@@ -23,7 +21,9 @@ from check_pgsock.pgsock.lab.wire import Session
 from check_pgsock.pgsock.links import Link, Party
 from check_pgsock.pgsock.map_output import dot_lines, text_lines
 from check_pgsock.processes import Process
-from check_pgsock.programs import FORWARDER, POOLER, POSTGRESQL
+from check_pgsock.servers.listeners import Endpoint
+from check_pgsock.servers.owners import Owner
+from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL
 from check_pgsock.sockets.model import Listener
 from check_pgsock.sockets.reader import SocketReader
 from tests import support

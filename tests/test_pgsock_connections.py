@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from check_pgsock.connections import KEYS
 from check_pgsock.pgsock.lab import accounts
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session
+from check_pgsock.sessions.connections import KEYS
 from tests import restricted, support
 from tests.conftest import MakePg, OpenSessions
 from tests.proving import Proof

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from check_pgsock.limits import LimitUnknown
-from check_pgsock.postmaster import Cluster, Port, prove
 from check_pgsock.processes import Process
+from check_pgsock.servers.limits import LimitUnknown
+from check_pgsock.servers.postmaster import Cluster, Port, prove
 from check_pgsock.sockets.model import Listener
 from tests.moment import LOCAL4, LOCAL6
 

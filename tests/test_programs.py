@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from check_pgsock.programs import (
+from check_pgsock.servers.programs import (
     FORWARDER,
     OTHER_FORWARDERS,
     PLAIN_FORWARDERS,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from check_pgsock import titles
 from check_pgsock.errors import MalformedError, SourceError
 from check_pgsock.legs import format_address
 from check_pgsock.processes import parse_title_area
@@ -24,7 +23,8 @@ from check_pgsock.recording.anonymize.stand_ins import StandIns
 from check_pgsock.recording.anonymize.titles import Titles, anonymize_titles
 from check_pgsock.recording.manifest import Finding
 from check_pgsock.recording.processes import Recorded, pack_processes
-from check_pgsock.titles import Title, parse_children
+from check_pgsock.sessions import titles
+from check_pgsock.sessions.titles import Title, parse_children
 from tests.moment import OTHER_ORDER, other_byte_order
 from tests.recordings import (
     BY_NETLINK,

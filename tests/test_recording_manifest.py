@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from check_pgsock.errors import MalformedError
-from check_pgsock.limits import Limit
 from check_pgsock.recording.manifest import (
     Finding,
     Manifest,
@@ -18,6 +17,7 @@ from check_pgsock.recording.manifest import (
     parse_cgroups,
     parse_manifest,
 )
+from check_pgsock.servers.limits import Limit
 from tests.recordings import FINDING, HEADER
 
 PLACES = (

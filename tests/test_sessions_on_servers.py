@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import pytest
 
-from check_pgsock import ages, titles
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg
 from check_pgsock.pgsock.lab import accounts
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session, WireError
+from check_pgsock.sessions import ages, titles
 from check_pgsock.sockets.model import ESTABLISHED
 from check_pgsock.sockets.sources import NetlinkSource
 from tests import support
@@ -37,7 +37,7 @@ SSL_REQUEST = struct.pack("!II", 8, 80877103)
 # What checks and tools do with these modules, as the stranger.
 _READER = """
 import json, sys, time
-from check_pgsock import activity, titles
+from check_pgsock.sessions import activity, titles
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg
 from check_pgsock.processes import ProcessTable

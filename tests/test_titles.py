@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from check_pgsock import titles
-from check_pgsock.titles import Title
+from check_pgsock.sessions import titles
+from check_pgsock.sessions.titles import Title
 from tests.moment import LOCAL4, LOCAL6
 
 # /proc/PID/cmdline as recorded of PostgreSQL 14, 15, 16 and 18; the postmaster's own first.
@@ -401,7 +401,7 @@ def test_matching_titles_with_peers() -> None:
 
 
 def test_importing_it_stays_cheap() -> None:
-    code = "import sys, check_pgsock.ages, check_pgsock.activity; print(*sys.modules)"
+    code = "import sys; from check_pgsock.sessions import ages, activity; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
     )

@@ -6,7 +6,7 @@ import pytest
 
 from check_pgsock.legs import Leg
 from check_pgsock.sockets.unix_sockets import UnixEndpoint
-from check_pgsock.unix_leg import Sessions, compare, is_gone
+from check_pgsock.unix.leg import Sessions, compare, is_gone
 from tests.details import (
     ABSTRACT_LISTENER,
     ABSTRACT_SESSION,

@@ -29,7 +29,7 @@ from check_pgsock.socket_check import (
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, Socket
 from check_pgsock.sockets.unix_sockets import UnixSocket
 from check_pgsock.text import plural
-from check_pgsock.unix_leg import read_sessions
+from check_pgsock.unix.leg import read_sessions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, Union
 
     from check_pgsock.sockets.reader import Reader
-    from check_pgsock.unix_leg import Sessions
+    from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View
 
     Unclosed = Union[Socket, UnixSocket]
@@ -156,7 +156,7 @@ def who(view: "View", leg: Leg, unclosed: "Sequence[Unclosed]") -> "list[str]":
     lines = who_holds(view, leg, 1 << CLOSE_WAIT, "in CLOSE_WAIT", inodes or None)
     gone = [one for one in unclosed if isinstance(one, UnixSocket)]
     if gone:
-        from check_pgsock.unix_who import server_lines
+        from check_pgsock.unix.who import server_lines
 
         lines += server_lines(view, gone, CLIENT_GONE, WHO_LINES - len(lines))
     return lines

@@ -29,14 +29,14 @@ from check_pgsock.socket_check import (
     who_holds,
 )
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_RECV, Tally
-from check_pgsock.unix_leg import Sessions, read_sessions
+from check_pgsock.unix.leg import Sessions, read_sessions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import NoReturn, Optional
 
-    from check_pgsock.limits import Limit
+    from check_pgsock.servers.limits import Limit
     from check_pgsock.view import View
 
 
@@ -114,10 +114,10 @@ def find_limit(
     """(limit, proof of whose server it is, pending change of it); raises LimitUnknown."""
     # Many runs are told the limit.
     if leg.paths:
-        from check_pgsock import unix_server
+        from check_pgsock.unix import server
 
-        return unix_server.read_limit(view, leg.paths[0], sessions.listeners)
-    from check_pgsock import auto_limit
+        return server.read_limit(view, leg.paths[0], sessions.listeners)
+    from check_pgsock.servers import auto_limit
 
     return auto_limit.read_limit(leg, view, tally.listeners)
 
@@ -164,7 +164,7 @@ def who(view: "View", leg: Leg, sessions: Sessions) -> "list[str]":
     """Lines on who holds the connections."""
     lines = who_holds(view, leg, 1 << ESTABLISHED, "established")
     if sessions.connected:
-        from check_pgsock.unix_who import client_lines
+        from check_pgsock.unix.who import client_lines
 
         lines += client_lines(view, sessions.connected, "established", WHO_LINES - len(lines))
     return lines

@@ -35,7 +35,7 @@ from check_pgsock.sockets.destroy_filter import MOST_PORTS
 from check_pgsock.sockets.model import ESTABLISHED, LISTEN, TIME_WAIT
 from check_pgsock.text import plural
 from check_pgsock.time_wait import read_time_wait
-from check_pgsock.unix_leg import Sessions, read_sessions
+from check_pgsock.unix.leg import Sessions, read_sessions
 from check_pgsock.watch import Watched, watch
 
 TYPE_CHECKING = False
@@ -266,7 +266,7 @@ def who(
     shares = bool(leg.ports) + bool(leg.paths) + too_many
     lines = top_peers(churn.closes, "closed", WHO_LINES // shares)
     if seen.users:
-        from check_pgsock.unix_who import user_lines
+        from check_pgsock.unix.who import user_lines
 
         lines += user_lines(view, seen.users, "closed", WHO_LINES // shares)
     if too_many:

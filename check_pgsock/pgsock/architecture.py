@@ -21,14 +21,14 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from check_pgsock.legs import format_address
-from check_pgsock.listeners import format_endpoint
-from check_pgsock.owners import OTHER
-from check_pgsock.programs import FORWARDER, POOLER, POSTGRESQL
+from check_pgsock.servers.listeners import format_endpoint
+from check_pgsock.servers.owners import OTHER
+from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL
 from check_pgsock.text import clean
 
 if TYPE_CHECKING:
-    from check_pgsock.listeners import Endpoint
     from check_pgsock.pgsock.links import Link
+    from check_pgsock.servers.listeners import Endpoint
 
 SERVER, APPLICATION, USER, HOST, UNKNOWN = "server", "application", "user", "host", "unknown"
 BY_PROCESS, BY_USER, BY_ADDRESS = "process", "user", "address"

@@ -1,8 +1,8 @@
 """The subcommand `pgsock connections`: everything about each connection, without a connection.
 
 JSON: `read_at`, when it was read (seconds since 1970), and `connections`, a list of objects with
-the keys of check_pgsock.connections.KEYS; or with --by `count` and `groups`: `by` (the keys that
-are grouped by), `count`, `activities` (counts by activity), `oldest_seconds`,
+the keys of check_pgsock.sessions.connections.KEYS; or with --by `count` and `groups`: `by` (the
+keys that are grouped by), `count`, `activities` (counts by activity), `oldest_seconds`,
 `longest_idle_seconds`. Times are in seconds, sizes in bytes; what is not known is null.
 """
 
@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from check_pgsock import options as opts
-from check_pgsock.connections import KEYS, Connection, activity_counts, count_by
 from check_pgsock.errors import PgsockError
 from check_pgsock.pgsock.cgroups import find_names
 from check_pgsock.pgsock.output import (
@@ -26,7 +25,8 @@ from check_pgsock.pgsock.output import (
     print_json,
     print_table,
 )
-from check_pgsock.survey import survey
+from check_pgsock.sessions.connections import KEYS, Connection, activity_counts, count_by
+from check_pgsock.sessions.survey import survey
 from check_pgsock.text import clean, plural, write_seconds
 
 if TYPE_CHECKING:

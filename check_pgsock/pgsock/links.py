@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from check_pgsock.legs import listeners_at
+from check_pgsock.sessions.survey import find_holders
 from check_pgsock.sockets.model import ESTABLISHED, Listener, Query
 from check_pgsock.sockets.unix_sockets import UnixListener, UnixSocket
-from check_pgsock.survey import find_holders
 
 if TYPE_CHECKING:
-    from check_pgsock.listeners import Endpoint
+    from check_pgsock.servers.listeners import Endpoint
     from check_pgsock.sockets.model import Socket
     from check_pgsock.sockets.reader import SocketReader
     from check_pgsock.sockets.sources import AnyUnix

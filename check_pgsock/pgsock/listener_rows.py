@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from check_pgsock.legs import format_address
-from check_pgsock.owner_details import Details, read_details
+from check_pgsock.servers.owner_details import Details, read_details
 from check_pgsock.text import clean
 
 if TYPE_CHECKING:
-    from check_pgsock.listeners import Endpoint, Found
+    from check_pgsock.servers.listeners import Endpoint, Found
     from check_pgsock.view import View
 
 _NOT_SEEN = {

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 from check_pgsock import options as opts
 from check_pgsock.errors import PgsockError, UsageError
-from check_pgsock.listeners import Endpoint, Found, find_endpoints
 from check_pgsock.pgsock.architecture import build_graph
 from check_pgsock.pgsock.links import read_links
 from check_pgsock.pgsock.listener_rows import (
@@ -44,7 +43,8 @@ from check_pgsock.pgsock.output import (
     print_json,
     print_table,
 )
-from check_pgsock.programs import FORWARDER
+from check_pgsock.servers.listeners import Endpoint, Found, find_endpoints
+from check_pgsock.servers.programs import FORWARDER
 from check_pgsock.text import clean
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from check_pgsock import limits
 from check_pgsock import options as opts
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import PgsockError, UsageError
@@ -27,6 +26,7 @@ from check_pgsock.recording.archive import Archive, Writer
 from check_pgsock.recording.capture import Captured, capture, describe_machine, load
 from check_pgsock.recording.manifest import Header, Moment
 from check_pgsock.recording.replay import unseen
+from check_pgsock.servers import limits
 from check_pgsock.text import clean, plural
 
 if TYPE_CHECKING:

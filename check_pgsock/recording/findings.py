@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Callable
 
-from check_pgsock import limits
-from check_pgsock.auto_limit import LimitReader, read_limit_of
 from check_pgsock.errors import SourceError
 from check_pgsock.legs import Leg
-from check_pgsock.limits import Limit, LimitUnknown
-from check_pgsock.ownership import find_cluster
-from check_pgsock.postmaster import Census, unseen
 from check_pgsock.recording.manifest import Finding
+from check_pgsock.servers import limits
+from check_pgsock.servers.auto_limit import LimitReader, read_limit_of
+from check_pgsock.servers.limits import Limit, LimitUnknown
+from check_pgsock.servers.ownership import find_cluster
+from check_pgsock.servers.postmaster import Census, unseen
 from check_pgsock.sockets.model import ESTABLISHED, Listener
-from check_pgsock.unix_server import find_owner
+from check_pgsock.unix.server import find_owner
 from check_pgsock.view import View
 
 if TYPE_CHECKING:
-    from check_pgsock.auto_limit import AnyListener
-    from check_pgsock.postmaster import Cluster
+    from check_pgsock.servers.auto_limit import AnyListener
+    from check_pgsock.servers.postmaster import Cluster
     from check_pgsock.sockets.reader import SocketReader
     from check_pgsock.sockets.unix_sockets import UnixListener
 

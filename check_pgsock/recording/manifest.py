@@ -10,7 +10,7 @@ import json
 from typing import Any, NamedTuple, Union
 
 from check_pgsock.errors import MalformedError
-from check_pgsock.limits import Limit
+from check_pgsock.servers.limits import Limit
 from check_pgsock.sockets.sources import RAW_TABLES
 from check_pgsock.text import clean
 

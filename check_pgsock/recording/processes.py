@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from check_pgsock.errors import MalformedError
 from check_pgsock.processes import POSTGRES_COMMANDS, parse_stat
-from check_pgsock.programs import FORWARDER, kind_of
 from check_pgsock.recording.manifest import parse_json
+from check_pgsock.servers.programs import FORWARDER, kind_of
 
 if TYPE_CHECKING:
     from check_pgsock.deadline import Deadline

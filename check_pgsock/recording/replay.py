@@ -21,9 +21,9 @@ from check_pgsock.text import clean
 from check_pgsock.view import View
 
 if TYPE_CHECKING:
-    from check_pgsock.auto_limit import AnyListener
     from check_pgsock.deadline import Deadline
-    from check_pgsock.limits import Limit
+    from check_pgsock.servers.auto_limit import AnyListener
+    from check_pgsock.servers.limits import Limit
 
 
 class RecordedNamespace(Namespace):

@@ -6,18 +6,18 @@ import os
 import re
 from collections.abc import Mapping
 
-from check_pgsock import limits
-from check_pgsock.limits import parse_arguments, parse_whole
 from check_pgsock.processes import (
     POSTGRES_COMMANDS,
     TITLE_PREFIX,
     parse_command_line,
     parse_title_area,
 )
-from check_pgsock.programs import kind_of
 from check_pgsock.recording.anonymize.stand_ins import StandIns
 from check_pgsock.recording.anonymize.titles import anonymize_titles
 from check_pgsock.recording.processes import Recorded
+from check_pgsock.servers import limits
+from check_pgsock.servers.limits import parse_arguments, parse_whole
+from check_pgsock.servers.programs import kind_of
 
 # What is read from a postmaster's command line.
 _SETTINGS = ("port", *limits.BACKLOG_SETTINGS, *limits.DEFAULT_RESERVED)

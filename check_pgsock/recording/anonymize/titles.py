@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from check_pgsock import titles
 from check_pgsock.legs import format_address
 from check_pgsock.processes import TITLE_PREFIX
 from check_pgsock.recording.anonymize.stand_ins import StandIns
-from check_pgsock.titles import Title
+from check_pgsock.sessions import titles
+from check_pgsock.sessions.titles import Title
 
 # Background processes of PostgreSQL's own, with what they say they do: files of WAL, positions.
 _OWN_PROCESS = re.compile(

@@ -6,17 +6,17 @@ Titles come first, since everybody may read them; descriptors only for what no t
 from collections import namedtuple
 
 from check_pgsock.processes import parse_cpu_ticks, parse_title_area
-from check_pgsock.titles import LOCAL, PARALLEL_WORKER, Title, match_peers, parse_children
+from check_pgsock.sessions.titles import LOCAL, PARALLEL_WORKER, Title, match_peers, parse_children
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import NamedTuple, Optional
 
-    from check_pgsock.postmaster import Cluster
     from check_pgsock.processes import ProcessTable
+    from check_pgsock.servers.postmaster import Cluster
+    from check_pgsock.sessions.titles import Peer
     from check_pgsock.sockets.model import Socket
-    from check_pgsock.titles import Peer
 
 # An own C library may let a title have less room than its area.
 _OWN_LIBRARY = b"LD_LIBRARY_PATH="

@@ -5,10 +5,10 @@ user may read: a title names no client of a Unix socket, and any program may mak
 `.s.PGSQL.5432`.
 """
 
-from check_pgsock import limits
-from check_pgsock.auto_limit import read_limit_of
-from check_pgsock.limits import Limit, LimitUnknown
-from check_pgsock.postmaster import Census, unseen
+from check_pgsock.servers import limits
+from check_pgsock.servers.auto_limit import read_limit_of
+from check_pgsock.servers.limits import Limit, LimitUnknown
+from check_pgsock.servers.postmaster import Census, unseen
 from check_pgsock.sockets.model import ESTABLISHED
 from check_pgsock.text import plural
 
@@ -16,11 +16,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-    from check_pgsock.postmaster import Cluster
     from check_pgsock.processes import ProcessTable
+    from check_pgsock.servers.postmaster import Cluster
     from check_pgsock.sockets.sources import AnyUnix
     from check_pgsock.sockets.unix_sockets import UnixListener
-    from check_pgsock.unix_leg import Sessions
+    from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View
 
 
@@ -111,7 +111,7 @@ def say_elsewhere(view: "View", sessions: "Sessions") -> "Optional[str]":
 
 def _titled(table: "ProcessTable", clusters: "list[Cluster]") -> "set[int]":
     """The process ids of backends whose title says that their client came over a Unix socket."""
-    from check_pgsock.titles import LOCAL, parse_children
+    from check_pgsock.sessions.titles import LOCAL, parse_children
 
     found: set[int] = set()
     for cluster in clusters:

@@ -1,6 +1,6 @@
 """The processes that may hold a listener: those of programs that listen for PostgreSQL clients."""
 
-from check_pgsock.programs import POSTGRESQL, kind_of
+from check_pgsock.servers.programs import POSTGRESQL, kind_of
 from check_pgsock.sockets.sources import listener_inodes
 
 TYPE_CHECKING = False

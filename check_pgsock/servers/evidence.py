@@ -10,13 +10,13 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from check_pgsock.candidates import shares_network
 from check_pgsock.errors import SourceError
-from check_pgsock.forwards import find_forward
 from check_pgsock.pgbouncer.ini import Ini, names_listener
 from check_pgsock.pgbouncer.process import read_process_ini
 from check_pgsock.processes import Process, ProcessTable
-from check_pgsock.programs import (
+from check_pgsock.servers.candidates import shares_network
+from check_pgsock.servers.forwards import find_forward
+from check_pgsock.servers.programs import (
     FORWARDER,
     POOLERS,
     POSTGRESQL,
@@ -25,7 +25,7 @@ from check_pgsock.programs import (
 )
 
 if TYPE_CHECKING:
-    from check_pgsock.listeners import Endpoint
+    from check_pgsock.servers.listeners import Endpoint
     from check_pgsock.view import View
 
 BY_COMMAND_LINE = "its command line names the listener"

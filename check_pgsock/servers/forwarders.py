@@ -1,8 +1,8 @@
 """Whether a listener only forwards: then the sessions of the server behind it are elsewhere."""
 
-from check_pgsock.candidates import list_programs, shares_network
 from check_pgsock.legs import format_address
-from check_pgsock.programs import (
+from check_pgsock.servers.candidates import list_programs, shares_network
+from check_pgsock.servers.programs import (
     CONTAINER_FORWARDERS,
     FORWARDER,
     kind_of,
@@ -68,7 +68,7 @@ def _find_hidden(
     """The one of the pairs `hidden` of a forwarder, whose descriptors may not be read, and a
     listener that is probably right; `others` are the programs of other kinds.
     """
-    from check_pgsock.forwards import find_forward  # few hosts have such a pair
+    from check_pgsock.servers.forwards import find_forward  # few hosts have such a pair
 
     silent = []
     for process, one in hidden:

@@ -3,7 +3,7 @@
 postmaster.py decides, on values alone.
 """
 
-from check_pgsock.postmaster import Census, Cluster, Port, prove
+from check_pgsock.servers.postmaster import Census, Cluster, Port, prove
 from check_pgsock.sockets.model import LISTEN, Listener, Query, Socket
 from check_pgsock.sockets.reader import SocketReader
 from check_pgsock.sockets.sources import listener_inodes

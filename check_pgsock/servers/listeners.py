@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from check_pgsock.errors import SourceError
 from check_pgsock.legs import format_address
-from check_pgsock.owners import Owner, Owners
-from check_pgsock.programs import FORWARDER, WELL_KNOWN_PORTS
+from check_pgsock.servers.owners import Owner, Owners
+from check_pgsock.servers.programs import FORWARDER, WELL_KNOWN_PORTS
 from check_pgsock.sockets.model import Listener
 from check_pgsock.sockets.unix_sockets import SEQPACKET, STREAM, UnixListener
 from check_pgsock.text import clean

@@ -5,7 +5,8 @@ survey.py gathers what goes in here; checks say who with it, `pgsock connections
 
 from collections import namedtuple
 
-from check_pgsock.activity import (
+from check_pgsock.legs import format_address
+from check_pgsock.sessions.activity import (
     ACTIVITIES,
     BY_SOCKET,
     BY_TITLE,
@@ -14,8 +15,7 @@ from check_pgsock.activity import (
     judge_activity,
     judge_title,
 )
-from check_pgsock.ages import BY_BACKEND_START, Age, judge_age
-from check_pgsock.legs import format_address
+from check_pgsock.sessions.ages import BY_BACKEND_START, Age, judge_age
 from check_pgsock.sockets.model import STATE_NAMES, Socket
 from check_pgsock.text import clean
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any, NamedTuple, Optional
 
-    from check_pgsock.backends import Backend
+    from check_pgsock.sessions.backends import Backend
     from check_pgsock.sockets.unix_sockets import UnixSocket
 
 SERVER, CLIENT, UNIX = "server", "client", "unix"  # legs; `unix` is the server's end, too

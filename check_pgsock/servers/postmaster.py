@@ -5,7 +5,6 @@ does a port on a command line: a pooler may hold it. A postmaster counts as the 
 only by the proofs of `prove`.
 """
 
-from check_pgsock import limits
 from check_pgsock.legs import listeners_at
 from check_pgsock.processes import (
     POSTGRES_COMMANDS,
@@ -14,6 +13,7 @@ from check_pgsock.processes import (
     ProcessTable,
     parse_title_peer,
 )
+from check_pgsock.servers import limits
 from check_pgsock.sockets.model import Listener
 
 TYPE_CHECKING = False

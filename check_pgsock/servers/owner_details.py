@@ -7,17 +7,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from check_pgsock import limits
-from check_pgsock.auto_limit import LimitReader
 from check_pgsock.errors import SourceError
-from check_pgsock.limits import LimitUnknown
 from check_pgsock.pgbouncer.ini import find_path
 from check_pgsock.pgbouncer.process import read_process_ini
-from check_pgsock.programs import POOLER, POSTGRESQL
+from check_pgsock.servers import limits
+from check_pgsock.servers.auto_limit import LimitReader
+from check_pgsock.servers.limits import LimitUnknown
+from check_pgsock.servers.programs import POOLER, POSTGRESQL
 
 if TYPE_CHECKING:
-    from check_pgsock.listeners import Endpoint
     from check_pgsock.processes import Process
+    from check_pgsock.servers.listeners import Endpoint
     from check_pgsock.view import View
 
 _CONFIGURATION_ENDINGS = (".conf", ".ini", ".json", ".toml", ".yaml", ".yml")

@@ -8,16 +8,7 @@ tcp_event_data_sent (net/ipv4/tcp_output.c, retransmits included), tcp_event_dat
 
 from collections import namedtuple
 
-from check_pgsock.sockets.model import (
-    CLOSE_WAIT,
-    CLOSING,
-    ESTABLISHED,
-    FIN_WAIT1,
-    FIN_WAIT2,
-    LAST_ACK,
-    Socket,
-)
-from check_pgsock.titles import (
+from check_pgsock.sessions.titles import (
     ABORTED,
     ACTIVE,
     AUTHENTICATION,
@@ -29,6 +20,15 @@ from check_pgsock.titles import (
     STARTUP,
     UNTITLED,
     Title,
+)
+from check_pgsock.sockets.model import (
+    CLOSE_WAIT,
+    CLOSING,
+    ESTABLISHED,
+    FIN_WAIT1,
+    FIN_WAIT2,
+    LAST_ACK,
+    Socket,
 )
 
 TYPE_CHECKING = False

@@ -7,11 +7,11 @@ import contextlib
 import os
 import stat
 
-from check_pgsock import limits
 from check_pgsock.legs import Leg, listeners_at
-from check_pgsock.limits import Limit, LimitUnknown
-from check_pgsock.ownership import find_cluster
 from check_pgsock.processes import Process
+from check_pgsock.servers import limits
+from check_pgsock.servers.limits import Limit, LimitUnknown
+from check_pgsock.servers.ownership import find_cluster
 from check_pgsock.sockets.model import ESTABLISHED, Listener, Socket
 from check_pgsock.sockets.reader import Reader, SocketReader
 

@@ -3,7 +3,7 @@
 import time
 
 from check_pgsock.churn import Churn
-from check_pgsock.unix_leg import compare, read_sessions
+from check_pgsock.unix.leg import compare, read_sessions
 from check_pgsock.watch import PAUSE, Watched
 
 TYPE_CHECKING = False
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from check_pgsock.deadline import Deadline
     from check_pgsock.sockets.reader import Reader
-    from check_pgsock.unix_leg import Sessions
+    from check_pgsock.unix.leg import Sessions
 
 NO_EVENTS = "no event tells the end of a session over a Unix socket"
 _SHARE = 5  # a look is followed by a pause this many times as long

@@ -6,13 +6,13 @@ postmaster.py. Descriptors are read only for what titles leave open, and only wh
 
 from contextlib import suppress
 
-from check_pgsock import connections
-from check_pgsock.ages import DEFAULT_INTERVAL, confirm_setting, prove_period
-from check_pgsock.backends import Backends
-from check_pgsock.connections import CLIENT, SERVER, Connection, Holder
 from check_pgsock.legs import Leg
-from check_pgsock.limits import LimitUnknown
-from check_pgsock.ownership import find_cluster
+from check_pgsock.servers.limits import LimitUnknown
+from check_pgsock.servers.ownership import find_cluster
+from check_pgsock.sessions import connections
+from check_pgsock.sessions.ages import DEFAULT_INTERVAL, confirm_setting, prove_period
+from check_pgsock.sessions.backends import Backends
+from check_pgsock.sessions.connections import CLIENT, SERVER, Connection, Holder
 from check_pgsock.sockets.model import CLOSE, LISTEN, TIME_WAIT, Query
 from check_pgsock.text import plural
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Optional
 
-    from check_pgsock.backends import Backend
     from check_pgsock.processes import ProcessTable
+    from check_pgsock.sessions.backends import Backend
     from check_pgsock.sockets.model import Listener, Socket
     from check_pgsock.sockets.reader import SocketReader
     from check_pgsock.view import View
@@ -66,7 +66,7 @@ def survey(view: "View", leg: Leg, states: int = CONNECTED, unix: bool = False) 
 
 def _add_unix_socket(view: "View", path: str, found: Survey) -> None:
     """Add the sessions over a socket file; whose backends they are is told by descriptors."""
-    from check_pgsock.unix_server import find_owner
+    from check_pgsock.unix.server import find_owner
 
     endpoint = view.reader.unix_sockets(path)
     found.notes += endpoint.notes

@@ -11,19 +11,19 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from check_pgsock.candidates import list_programs
-from check_pgsock.evidence import Candidate, find_probable
-from check_pgsock.forwards import find_forward
 from check_pgsock.legs import Leg
-from check_pgsock.limits import LimitUnknown
-from check_pgsock.ownership import find_cluster
-from check_pgsock.postmaster import Census
 from check_pgsock.processes import Process, parse_stat
-from check_pgsock.programs import FORWARDER, POOLER, POSTGRESQL, kind_of
+from check_pgsock.servers.candidates import list_programs
+from check_pgsock.servers.evidence import Candidate, find_probable
+from check_pgsock.servers.forwards import find_forward
+from check_pgsock.servers.limits import LimitUnknown
+from check_pgsock.servers.ownership import find_cluster
+from check_pgsock.servers.postmaster import Census
+from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL, kind_of
 from check_pgsock.sockets.model import ESTABLISHED, Listener
 
 if TYPE_CHECKING:
-    from check_pgsock.listeners import Endpoint
+    from check_pgsock.servers.listeners import Endpoint
     from check_pgsock.view import View
 
 OTHER = "other"  # the kind of a program that is none of programs.py

@@ -1,0 +1,1 @@
+"""Connections over Unix sockets: counted, watched, and who is at their ends."""

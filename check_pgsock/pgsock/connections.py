@@ -26,7 +26,7 @@ from check_pgsock.pgsock.output import (
     print_table,
 )
 from check_pgsock.sessions.connections import KEYS, Connection, activity_counts, count_by
-from check_pgsock.sessions.survey import survey
+from check_pgsock.sessions.survey import add_unix_socket, survey
 from check_pgsock.text import clean, plural, write_seconds
 
 if TYPE_CHECKING:
@@ -150,6 +150,8 @@ def _run(options: argparse.Namespace) -> int:
             "the side that connects (--leg client)"
         )
     found = survey(view, leg, unix=not options.no_unix)
+    for path in leg.paths:
+        add_unix_socket(view, path, found)
     ids = {one["cgroup"] for one in found.connections if one["cgroup"] is not None}
     names = find_names(ids) if view.recorded is None else view.recorded.cgroups()
     for one in found.connections:

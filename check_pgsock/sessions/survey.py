@@ -45,7 +45,7 @@ class Survey:
 
 
 def survey(view: "View", leg: Leg, states: int = CONNECTED, unix: bool = False) -> Survey:
-    """All that is known of the connections of `leg` in `states`.
+    """All that is known of the TCP connections of `leg` in `states`.
 
     With `unix` the sessions over Unix sockets of the servers found on a server leg are in it, as
     their titles tell of them. Raises SourceError.
@@ -58,14 +58,14 @@ def survey(view: "View", leg: Leg, states: int = CONNECTED, unix: bool = False) 
                 place.add_server_leg(leg, port, states, unix)
             else:
                 place.add_client_leg(leg, port, states)
-    for path in leg.paths:
-        _add_unix_socket(view, path, found)
-    found.notes = list(dict.fromkeys(found.notes))
     return found
 
 
-def _add_unix_socket(view: "View", path: str, found: Survey) -> None:
-    """Add the sessions over a socket file; whose backends they are is told by descriptors."""
+def add_unix_socket(view: "View", path: str, found: Survey) -> None:
+    """Add the sessions over a socket file; whose backends they are is told by descriptors.
+
+    Raises SourceError.
+    """
     from check_pgsock.unix.server import find_owner
 
     endpoint = view.reader.unix_sockets(path)

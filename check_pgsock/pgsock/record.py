@@ -129,9 +129,18 @@ def _capture_series(options: argparse.Namespace) -> Iterator[Captured]:
     end = one.about.since_boot + (options.duration or 0)
     yield one
     while one.about.since_boot + interval <= end:
-        time.sleep(max(one.about.since_boot + interval - _since_boot(), 0))
+        _sleep(max(one.about.since_boot + interval - _since_boot(), 0))
         one = capture(open_tool_view(options), one.about.findings)
         yield one
+
+
+def _sleep(seconds: float) -> None:
+    """Sleep, and let signals through, as nowhere else: a capture is soon over, and whole."""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        time.sleep(seconds)
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def _since_boot() -> float:
@@ -141,17 +150,12 @@ def _since_boot() -> float:
 def _fill(
     writer: Writer, moments: Iterator[Captured], anonymizer: Anonymizer | None
 ) -> PgsockError | str | None:
-    """Write the moments, during which alone signals are let through; what ended them before their
-    time, if there is at least one.
-    """
+    """Write the moments; what ended them before their time, if there is at least one."""
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for one in moments:
             kept = one if anonymizer is None else anonymizer.apply(one)
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             writer.add(kept.about, kept.members(len(writer.moments) + 1))
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            _sleep(0)
     except _Ended as ended:
         if not writer.moments:
             raise
@@ -160,8 +164,6 @@ def _fill(
         if not writer.moments:
             raise
         return error
-    finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     return None
 
 

@@ -134,10 +134,12 @@ def test_who_names_the_largest_and_adds_up_the_rest() -> None:
     lines = who_lines(rows, "established")
     assert len(lines) == 10
     assert lines[:2] == ["peer 10.0.0.0: 12 established", "peer 10.0.0.1: 11 established"]
-    assert lines[6:] == [
-        "6 more peers: 21 established",
+    assert lines[4:] == [
+        "8 more peers: 36 established",
         "user user0: 24 established",
-        "3 more users: 54 established",
+        "user user1: 21 established",
+        "user user2: 18 established",
+        "user user3: 15 established",
         "activity: 78 idle",
     ]
 

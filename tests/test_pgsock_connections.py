@@ -432,6 +432,8 @@ def test_sessions_over_unix_sockets_are_among_them(
     [
         (("--where", "nonsense"), "argument --where: 'nonsense' is no condition such as user=app"),
         (("--where", "colour=red"), "argument --where: 'colour' is no key of a connection; they"),
+        (("--where", "user>5"), "argument --where: user is no number: 'user>5' cannot be told"),
+        (("--activity", "nope"), "argument --activity: invalid choice: 'nope' (choose from"),
         (("--where", "age>old"), "argument --where: 'old' is no number"),
         (("--by", "user,colour"), "argument --by: 'colour' is no key of a connection; they are"),
         (("--sort", ""), "argument --sort: '' is no key of a connection"),

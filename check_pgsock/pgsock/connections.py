@@ -25,9 +25,12 @@ from check_pgsock.pgsock.output import (
     print_json,
     print_table,
 )
+from check_pgsock.sessions.activity import ACTIVITIES
 from check_pgsock.sessions.connections import KEYS, Connection, activity_counts, count_by
 from check_pgsock.sessions.survey import add_unix_socket, survey
-from check_pgsock.text import clean, plural, write_seconds
+from check_pgsock.text import plural, write_seconds
+from check_pgsock.unix.leg import read_sessions
+from check_pgsock.unix.server import say_elsewhere
 
 if TYPE_CHECKING:
     Parsers = argparse._SubParsersAction[Any]
@@ -41,6 +44,11 @@ KEY is one of: {keys}.
   pgsock connections -p 6432 --leg client
 """.format(keys=", ".join(KEYS))
 
+_NUMBERS = {
+    key
+    for key in KEYS
+    if key.endswith(("_port", "_seconds", "_pid", "_uid", "_bytes", "retransmits"))
+} | {"pid", "uid", "parallel_workers", "inode"}
 # Names that people type for keys.
 _ALIASES = {"peer": "peer_address", "age": "age_seconds", "idle": "idle_seconds"}
 _COMPARISON = re.compile(r"([a-z_]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
@@ -64,6 +72,8 @@ class Condition:
         self.key, self._operator, self._value = parse_key(match[1]), match[2], match[3]
         self._number = 0.0
         if self._operator in _OPERATORS:
+            if self.key not in _NUMBERS:
+                raise ValueError(f"{self.key} is no number: '{text}' cannot be told")
             self._number = opts.parse_number(self._value)
 
     def holds(self, one: Connection) -> bool:
@@ -113,8 +123,12 @@ def add_parser(parsers: Parsers) -> None:
         help="only those of which this holds; = and != take * and ?, and an empty VALUE for what "
         "is not known; <, <=, >, >= compare numbers; repeatable: all must hold",
     )  # fmt: skip
-    for name in ("user", "database", "activity"):
-        group.add_argument(f"--{name}", metavar="NAME", help=f"short for --where {name}=NAME")
+    for name in ("user", "database"):
+        group.add_argument(f"--{name}", metavar="NAME", help=f"only sessions of this {name}")
+    group.add_argument(
+        "--activity", choices=ACTIVITIES, metavar="ACTIVITY",
+        help=f"only connections that are: {', '.join(ACTIVITIES)}",
+    )  # fmt: skip
     group.add_argument(
         "--by", metavar="KEY[,KEY]", type=opts.argument(_parse_keys),
         help="count by these, the largest group first: `--by peer` says who holds the connections",
@@ -141,9 +155,9 @@ def _run(options: argparse.Namespace) -> int:
     opts.validate_socket_options(options)
     leg = opts.chosen_leg(options)
     view = open_tool_view(options)
-    for path in leg.paths:
-        if not view.reader.unix_sockets(path).listeners:
-            raise PgsockError(f"nothing listens on socket {path}; name another (--socket)")
+    sessions = read_sessions(view.reader, leg.paths)
+    if sessions.missing:
+        raise PgsockError(f"{'; '.join(sessions.missing)}; name another (--socket)")
     if leg.server and leg.ports and not view.reader.listeners(*leg.ports):
         raise PgsockError(
             f"nothing listens on port {', '.join(map(str, leg.ports))}; name another (--port), or "
@@ -158,6 +172,9 @@ def _run(options: argparse.Namespace) -> int:
         one["cgroup"] = names.get(one["cgroup"], one["cgroup"])
     chosen = [one for one in found.connections if all(each.holds(one) for each in conditions)]
     notes = [*view.reader.notes(), *found.notes]
+    elsewhere = say_elsewhere(view, sessions) if leg.paths else None
+    if elsewhere is not None:
+        notes.append(elsewhere)
     if options.sort is not None:
         chosen.sort(key=lambda one: _order(one[options.sort]))
     if options.by is not None:
@@ -167,8 +184,7 @@ def _run(options: argparse.Namespace) -> int:
     if len(shown) < len(chosen):
         notes.append(f"{len(chosen) - len(shown)} more are not shown")
     if options.json:
-        rows = [_printable(one) for one in shown]
-        print_json("connections", {"read_at": found.read_at, "connections": rows}, notes)
+        print_json("connections", {"read_at": found.read_at, "connections": shown}, notes)
     else:
         print_table(_columns(shown), shown, [plural(len(chosen), "connection"), *notes])
     return 0
@@ -185,10 +201,6 @@ def _order(value: Any) -> tuple[bool, bool, Any]:
     if isinstance(value, (int, float)):
         return False, False, -value
     return False, True, tuple(-ord(letter) for letter in str(value))
-
-
-def _printable(one: Connection) -> Connection:
-    return {key: clean(v, 300) if isinstance(v, str) else v for key, v in one.items()}
 
 
 def _show_groups(
@@ -210,8 +222,6 @@ def _show_groups(
             }
         )
     if options.json:
-        for row in rows:
-            row["by"] = _printable(row["by"])  # type: ignore[arg-type]
         whole = {"read_at": read_at, "count": len(chosen), "groups": rows}
         print_json("connections", whole, notes)
         return

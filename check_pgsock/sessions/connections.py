@@ -17,7 +17,7 @@ from check_pgsock.sessions.activity import (
 )
 from check_pgsock.sessions.ages import BY_BACKEND_START, Age, judge_age
 from check_pgsock.sockets.model import STATE_NAMES, Socket
-from check_pgsock.text import clean
+from check_pgsock.text import clean, say_top
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _session(backend: "Optional[Backend]") -> "dict[str, Any]":
         "user": title.user,
         "database": title.database,
         # The command tag of an active one; one that may be cut says only what is certain.
-        "session_state": (title.text if title.whole else title.state) or None,
+        "session_state": (title.text if title.whole and title.host else title.state) or None,
         "backend_pid": backend.pid,
         "backend_cpu_seconds": backend.cpu_seconds,
         "parallel_workers": backend.workers,
@@ -205,25 +205,40 @@ def who_lines(connections: "list[Connection]", noun: str, most: int = 10) -> "li
     """Lines that say who holds `connections`: the top peers, users, databases and processes, as
     far as they are known, and what the connections do; at most `most` lines.
     """
-    told = []
     is_client = any(one["leg"] == CLIENT for one in connections)
     # On a server leg the clients' processes, where they are on this host.
     process = "process" if is_client else "peer_process"
-    for word, key in (("user", "user"), ("database", "database"), ("process", process)):
-        named = [one for one in connections if one[key] is not None]
-        told += _top(word, key, named, noun, 2)
+    sections = []
+    for word, words, key in (
+        ("peer", "peers", "peer_address"),
+        ("user", "users", "user"),
+        ("database", "databases", "database"),
+        ("process", "processes", process),
+    ):
+        counts: dict[str, int] = {}
+        for one in connections:
+            if one[key] is not None:
+                name = f"{word} {one[key]}"
+                counts[name] = counts.get(name, 0) + 1
+        sections.append((words, counts))
+    told = []
     if activity_counts(connections).keys() - {UNKNOWN, ORPHANED}:
         told.append(f"activity: {say_activities(connections)}")
-    return [*_top("peer", "peer_address", connections, noun, most - len(told)), *told]
+    shares = _share_out(most - len(told), [len(counts) for _, counts in sections])
+    lines = []
+    for (words, counts), share in zip(sections, shares):
+        lines += say_top(counts, clean, words, noun, share)
+    return lines + told
 
 
-def _top(word: str, key: str, connections: "list[Connection]", noun: str, most: int) -> "list[str]":
-    """Lines on the largest groups; the last of `most` says what is left, if there are more."""
-    groups = count_by(connections, key)
-    shown = groups if len(groups) <= most else groups[: most - 1]
-    lines = [f"{word} {clean(str(value))}: {len(ones)} {noun}" for (value,), ones in shown]
-    if len(groups) > len(shown):
-        rest = sum(len(ones) for _, ones in groups[len(shown) :])
-        plural = {"process": "processes"}.get(word, f"{word}s")
-        lines.append(f"{len(groups) - len(shown)} more {plural}: {rest} {noun}")
-    return lines
+def _share_out(lines: int, wanted: "list[int]") -> "list[int]":
+    """How many of so many lines each section gets that wants some: one after the other, one each,
+    the first of them as long as there are any.
+    """
+    shares = [0] * len(wanted)
+    while lines and shares != wanted:
+        for place, most in enumerate(wanted):
+            if lines and shares[place] < most:
+                shares[place] += 1
+                lines -= 1
+    return shares

@@ -44,11 +44,8 @@ KEY is one of: {keys}.
   pgsock connections -p 6432 --leg client
 """.format(keys=", ".join(KEYS))
 
-_NUMBERS = {
-    key
-    for key in KEYS
-    if key.endswith(("_port", "_seconds", "_pid", "_uid", "_bytes", "retransmits"))
-} | {"pid", "uid", "parallel_workers", "inode"}
+_NUMBER_ENDS = ("_port", "_seconds", "_bytes", "pid", "uid", "retransmits", "workers", "inode")
+_NUMBERS = {key for key in KEYS if key.endswith(_NUMBER_ENDS)}
 # Names that people type for keys.
 _ALIASES = {"peer": "peer_address", "age": "age_seconds", "idle": "idle_seconds"}
 _COMPARISON = re.compile(r"([a-z_]+)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)

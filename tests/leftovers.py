@@ -30,6 +30,12 @@ def namespaces_below(directory: Path | None) -> set[str]:
     return found - {os.readlink("/proc/self/ns/net")}
 
 
+def system_v_keys() -> set[int]:
+    """The keys of the System V shared memory of this machine."""
+    lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return {int(line.split()[0]) for line in lines}
+
+
 def machine_leftovers() -> set[str]:
     """Shared memory that nobody uses: System V segments, and POSIX segments of PostgreSQL."""
     found = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import io
 import json
 import re
 import statistics
@@ -11,19 +12,21 @@ import sys
 from typing import Any, NamedTuple
 
 import pytest
+from rich.console import Console
 
 from check_pgsock.pgsock.lab.command import SHORT
-from check_pgsock.pgsock.lab.drill import first_telling, worst
+from check_pgsock.pgsock.lab.drill import Cell, first_telling, worst
+from check_pgsock.pgsock.lab.drill_table import print_cells, verdict
 from check_pgsock.pgsock.lab.errors import LabError
-from check_pgsock.pgsock.lab.faults import FAULTS
 from check_pgsock.pgsock.lab.matrix import matrix, parse
 from check_pgsock.pgsock.lab.services import SERVICES, Run
 from tests import support
 from tests.proving import Proof
 
-# Faults whose kinds may be missing here: none. On an endpoint other than their first one those
-# that the checks see there have a row.
-ELSEWHERE = {"saturate@pgbouncer", "churn:plain@pgbouncer", "churn:tls@pgbouncer"}
+CELL = Cell(
+    "stall:patient", "saturation", "saturation", "CRITICAL", "OK", "CRITICAL", "OK", 1.0, "", None,
+    "PGSOCK_SATURATION CRITICAL - more",
+)  # fmt: skip
 
 
 def runs(*states: str) -> list[Run]:
@@ -78,14 +81,24 @@ def test_a_row_that_is_none_is_named(row: str) -> None:
         parse(f"fault a b\ntwo none none\n{row}\n")
 
 
+def offered() -> set[str]:
+    """What `pgsock lab faults` offers: `name:{kind,kind}[@endpoint]`, what it is, and its size."""
+    done = support.run("pgsock", "lab", "faults")
+    assert (done.code, done.err) == (0, "")
+    found: set[str] = set()
+    for line in done.out.splitlines():
+        if not line.startswith(" "):
+            match = re.fullmatch(r"([a-z-]+)(?::\{([a-z,-]+)\})?(?:\[(@[a-z]+)\])?", line)
+            assert match is not None
+            name, kinds, via = match.groups()
+            for kind in kinds.split(",") if kinds else [""]:
+                label = f"{name}:{kind}" if kind else name
+                found.update((label, f"{label}{via or ''}"))
+    return found
+
+
 def test_the_matrix_names_every_fault_and_every_check() -> None:
-    rows = set(matrix())
-    own = {
-        f"{fault.name}:{kind}" if kind else fault.name
-        for fault in FAULTS.values()
-        for kind in fault.kinds
-    }
-    assert rows == own | ELSEWHERE
+    assert set(matrix()) == offered()
     names = [service.name for service in SERVICES]
     assert all(list(row) == names for row in matrix().values())
     setup = configparser.ConfigParser()
@@ -93,6 +106,48 @@ def test_the_matrix_names_every_fault_and_every_check() -> None:
     scripts = setup["options.entry_points"]["console_scripts"]
     checks = re.findall(r"^check_pgsock_(\w+) *=", scripts, re.MULTILINE)
     assert {service.check for service in SERVICES} == set(checks)
+
+
+def test_a_fault_that_was_named_and_left_out_is_a_failure() -> None:
+    support.require("system-python")
+    done = support.run("pgsock", "lab", "drill", "vanish", user="nobody")
+    assert done == (
+        1,
+        "left out: vanish: only root can make a second host\n"
+        "nothing was compared; everything is stopped and removed; took 0 s\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "seen"),
+    [
+        ([], 0, "1 of 1 row as expected"),
+        (["stall:patient", "vanish"], 1, "1 of 1 row as expected, but vanish left out"),
+    ],
+)
+def test_what_is_left_out_of_a_drill_is_summed_up(faults: list[str], code: int, seen: str) -> None:
+    told = verdict([CELL], faults, {"vanish": "why"}, 2.0)
+    assert told == (code, f"{seen}; everything is stopped and removed; took 2 s")
+
+
+def test_the_table_cuts_nothing() -> None:
+    longest = max(matrix(), key=len)
+    cell = CELL._replace(
+        fault=longest, service=max((s.name for s in SERVICES), key=len), seconds=12.34,
+        polling="CRITICAL", polling_seconds=12.34,
+    )  # fmt: skip
+    output = io.StringIO()
+    console = Console(file=output, width=120)
+    print_cells(console, [cell, cell._replace(expected="OK")], len(longest), with_header=True)
+    header, first, second = output.getvalue().splitlines()
+    assert header.split() == [
+        "fault", "check", "expected", "before", "during", "after", "socket", "polling",
+    ]  # fmt: skip
+    words = [cell.service, "CRITICAL", "OK", "CRITICAL", "OK", "12.3", "s", "12.3", "s"]
+    assert first.split() == [longest, *words]
+    words[1:2], words[7:7] = ["OK"], ["false"]
+    assert second.split() == [*words, "WRONG"]
 
 
 def test_every_check_tells_of_a_fault_in_the_short_drill() -> None:
@@ -123,7 +178,8 @@ def drill(*arguments: str, major: int) -> Drill:
     )
     assert done.stderr == ""
     found = Drill(**json.loads(done.stdout))
-    assert done.returncode == (0 if all(row["as_expected"] for row in found.rows) else 1)
+    is_right = all(row["as_expected"] for row in found.rows)
+    assert done.returncode == (0 if is_right and not set(arguments) & set(found.left_out) else 1)
     return found
 
 

@@ -346,15 +346,18 @@ class Segment:
 def test_the_system_v_segment_of_a_killed_postmaster_is_removed() -> None:
     key = random.randrange(2**24, 2**30)
     with contextlib.ExitStack() as stack:
-        written, early = (stack.enter_context(fresh_directory("pgsock-data-")) for _ in range(2))
-        keys = (key, early.stat().st_ino, key + 1)
-        named, unnamed, other = (stack.enter_context(Segment(each)) for each in keys)
-        lines = ["1", str(written), "0", "5432", "", "", f"{key:9} {named.id:9}", "ready"]
+        new = (stack.enter_context(fresh_directory("pgsock-data-")) for _ in range(4))
+        written, early, emptied, theirs = new
+        keys = (key, *(path.stat().st_ino for path in (early, emptied, theirs)), key + 1)
+        segments = [stack.enter_context(Segment(each)) for each in keys]
+        lines = ["1", str(written), "0", "5432", "", "", f"{key:9} {segments[0].id:9}", "ready"]
         (written / "postmaster.pid").write_text("\n".join(lines))
         (early / "postmaster.pid").write_text("1\n")
-        for directory in (written, early):
+        accounts.own(theirs, accounts.account_of("nobody"))  # where we are root
+        for directory in (written, early, emptied, theirs):
             janitor.remove_shared_memory(directory)
-        assert (named.exists(), unnamed.exists(), other.exists()) == (False, False, True)
+        are_kept = [segment.exists() for segment in segments]
+        assert are_kept == [False, False, False, os.geteuid() == 0, True]
 
 
 @pytest.mark.parametrize("seventh", ["{key:9} {id:9}", "{key:9} 7{id}", "7{key} {id}", "x y", ""])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import pwd
 import signal
@@ -19,6 +21,7 @@ from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session, WireError
 from tests.conftest import Installations, MakePg, OpenSessions
+from tests.leftovers import system_v_keys
 from tests.support import newest_major, require, tcp_states, wait_until
 
 MAJORS = pytest.mark.parametrize("major", [15, 18])
@@ -92,6 +95,34 @@ def test_failed_start_leaves_nothing(base: Path, installations: Installations, m
     with pytest.raises(LabError, match="invalid value for parameter"), server:
         pass
     assert janitor.working_below(server.data_directory) == []
+    assert os.listdir(base) == []
+
+
+def test_an_interrupted_initdb_leaves_no_shared_memory(
+    base: Path, installations: Installations
+) -> None:
+    server = PostgresServer(installations.get(newest_major()))
+    keys = []
+
+    def interrupt_once_it_has_some(*_: object) -> None:
+        with contextlib.suppress(OSError):
+            # sysv_shmem.c: the key is the inode of the data directory.
+            key = ctypes.c_int32(server.data_directory.stat().st_ino).value
+            if key in system_v_keys():
+                keys.append(key)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                raise ZeroDivisionError
+
+    old = signal.signal(signal.SIGALRM, interrupt_once_it_has_some)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.005)
+        with pytest.raises(ZeroDivisionError), server:
+            pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert len(keys) == 1
+    assert not system_v_keys().intersection(keys)
     assert os.listdir(base) == []
 
 

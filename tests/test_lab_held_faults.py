@@ -195,12 +195,13 @@ def test_leak_leaves_sessions_in_that_state(lab: Lab, kind: str, size: str, coun
 
 @pytest.mark.parametrize(("kind", "size", "active"), [
     ("idle", "10", 0),
-    # Each holds one of the pool's sessions.
-    ("idle-in-transaction", str(POOL_SIZE), POOL_SIZE),
+    # Each holds one of the pool's sessions: there are no more by default.
+    ("idle-in-transaction", "", POOL_SIZE),
+    ("idle-in-transaction", "3", 3),
 ])  # fmt: skip
 def test_leak_through_pgbouncer(lab: Lab, kind: str, size: str, active: int) -> None:
     with Leak(lab, Wanted(kind, size, via="pgbouncer")):
-        wait_for_connections(lab, "pgbouncer", int(size))
+        wait_for_connections(lab, "pgbouncer", int(size or active))
         (pool,) = (p for p in lab.pgbouncer.console("SHOW POOLS") if p["database"] == "app")
         assert (pool["sv_active"], pool["cl_waiting"]) == (str(active), "0")
         assert direct(lab) == []
@@ -282,7 +283,8 @@ def test_what_a_fault_does_not_take_is_one_sentence(
     [
         (Healthy, Wanted(), "healthy: 4 sessions each way"),
         (Saturate, Wanted(), "saturate: 44 sessions"),
-        (Saturate, Wanted(size="1%"), "saturate: 1 sessions"),
+        (Saturate, Wanted(size="1%"), "saturate: 1 session"),
+        (Healthy, Wanted(size="1"), "healthy: 1 session each way"),
         (Saturate, Wanted(size="200%"), "saturate: 94 sessions"),
         (Leak, Wanted(kind="idle"), "leak:idle: 10 sessions"),
         (Ramp, Wanted(speed=0.5), "ramp: 0.5 connections/s"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -144,11 +146,19 @@ def test_kinds_and_endpoints_run_beside_each_other(lab: Lab) -> None:
         (("start", "leak", "--size", "48"), "leak:idle cannot be made: 53300 "),
         (("start", "leak", "--speed", "2"), "leak has no speed"),
         (("start", "vanish"), "vanish needs a lab on two hosts (--two-hosts, as root)"),
+        (("start", "crash", "--duration", "5"), "crash is over at once: it has no duration"),
+        (
+            ("start", "leak:idle-in-transaction@pgbouncer", "--size", "5"),
+            "leak:idle-in-transaction@pgbouncer holds a server connection for each session, and "
+            "the pool has 4, not 5: name a smaller size",
+        ),
     ],
 )
 def test_what_cannot_be_made_is_one_sentence(
     lab: Lab, arguments: tuple[str, ...], sentence: str
 ) -> None:
+    if arguments[1].endswith("@pgbouncer"):
+        support.require("pgbouncer")
     done = lab.ask(*arguments)
     assert (done.code, done.out) == (3, "")
     assert done.err.startswith(f"pgsock: {sentence}")
@@ -167,9 +177,38 @@ def test_usage_errors_are_one_sentence() -> None:
     assert done == (
         3, "", "pgsock: /nowhere holds no PostgreSQL: there is no executable initdb in it\n",
     )  # fmt: skip
+    done = pgsock("lab", "--max-connections", "abc")
+    assert done == (
+        3, "", "pgsock lab: argument --max-connections: 'abc' is no number of connections, 10 to "
+        "10000; see pgsock lab --help\n",
+    )  # fmt: skip
     done = pgsock("lab", "status", "--lab", "none")
     assert done.code == 3
     assert done.err.startswith("pgsock: no lab 'none' is running (running: ")
+
+
+def test_files_that_cannot_be_written_are_one_sentence() -> None:
+    support.require("embedded-wheel")
+    # Blocks of 512 bytes: as on a full disk no larger file can be written, hundreds of them.
+    command = ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh", *COMMAND, "lab"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(
+        r"pgsock: /\S+/bin cannot be copied: \d+ files not, the first: .*File too large.*\n",
+        done.stderr,
+    )
+
+
+def test_what_was_started_unseen_is_told(lab: Lab) -> None:
+    command = [*COMMAND, "lab", "start", "leak", "--size", "2", "--lab", lab.about["name"]]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (
+        3, "pgsock: [Errno 28] No space left on device; but leak was started\n"
+    )  # fmt: skip
+    assert lab.ask("stop", "leak").code == 0
 
 
 def test_several_labs_keep_apart(lab: Lab) -> None:
@@ -227,20 +266,20 @@ def test_the_faults_are_listed() -> None:
 
 
 def test_a_fault_that_is_lost_says_so(lab: Lab) -> None:
-    for label in ("leak", "hoard", "orphan"):
+    held = ("leak", "hoard", "orphan", "slow-reader", "long-transactions")
+    for label in held:
         assert lab.ask("start", label, "--size", "3").code == 0
     assert lab.ask("start", "churn").code == 0
-    before = json.loads(lab.ask("status", "--json").out)["faults"]
-    assert [fault["trouble"] for fault in before] == [None] * 4
+    assert set(troubles(lab).values()) == {None}
     assert lab.ask("start", "restart") == (0, "restart: done\n", "")
-    after = {
-        f["fault"]: f["trouble"] for f in json.loads(lab.ask("status", "--json").out)["faults"]
-    }
+    after = troubles(lab)
     churn = after.pop("churn:plain")
     assert after == {
         "leak:idle": "3 of 3 sessions lost",
         "hoard": "3 of 3 sessions lost",
-        "orphan": "3 of 3 orphans gone",
+        "orphan": "3 of 3 backends gone",
+        "slow-reader": "3 of 3 backends gone",
+        "long-transactions": "3 of 3 sessions lost",
     }
     # Its clients come again, as an application's do.
     assert churn is None or churn.startswith("its connections are refused: ")
@@ -251,8 +290,63 @@ def test_a_fault_that_is_lost_says_so(lab: Lab) -> None:
         return support.run("thrashing", *arguments).code == 1
 
     support.wait_until(is_churning, "it churns again", 15)
-    for label in ("leak", "hoard", "orphan", "churn"):
+    for label in (*held, "churn"):
         assert lab.ask("stop", label).code == 0
+
+
+def troubles(lab: Lab) -> dict[str, str | None]:
+    """What the running faults are not any more."""
+    faults = json.loads(lab.ask("status", "--json").out)["faults"]
+    return {fault["fault"]: fault["trouble"] for fault in faults}
+
+
+def test_a_load_that_lost_clients_says_so(lab: Lab) -> None:
+    support.require("pgbouncer")
+    assert lab.ask("start", "oversize", "--size", "3").code == 0
+    assert troubles(lab) == {"oversize": None}
+    assert lab.ask("start", "crash").code == 0
+    # PgBouncer ends those whose statement ran; who waited goes on.
+    told = re.compile(r"    but [1-4] of 4 clients lost\n")
+    support.wait_until(lambda: bool(told.search(lab.ask("status").out)), "its clients are lost")
+    done = lab.ask("stop", "oversize")
+    assert (done.code, done.out) == (3, "")
+    assert done.err.startswith("pgsock: pgbench lost clients; its log ends: ")
+    assert troubles(lab) == {}
+
+
+def test_a_dead_server_is_told_and_comes_back(lab: Lab) -> None:
+    faults = {"postgresql": "leak"}
+    if support.has("pgbouncer"):
+        faults["pgbouncer"] = "hoard@pgbouncer"
+    assert lab.ask("start", "parallel", "--size", "1").code == 0
+    for kind, fault in faults.items():
+        title = {"postgresql": "PostgreSQL", "pgbouncer": "PgBouncer"}[kind]
+        os.kill(server(lab, kind)["pid"], signal.SIGKILL)
+        wait_for_death = functools.partial(lambda kind: not server(lab, kind)["running"], kind)
+        support.wait_until(wait_for_death, "it is dead")
+        assert server(lab, kind)["pid"] is None
+        status = lab.ask("status").out
+        assert status.count("not running") == 1
+        assert f"{server(lab, kind)['dsn']}  not running\n" in status
+        sentence = f"{title} is not running: start the fault 'restart'"
+        assert lab.ask("start", fault).err.endswith(f" cannot be made: {sentence}\n")
+        if kind == "postgresql":
+            assert lab.ask("stop", "parallel") == (3, "", f"pgsock: {sentence}\n")
+        assert lab.ask("start", "restart") == (0, "restart: done\n", "")
+        assert server(lab, kind)["running"]
+        assert lab.ask("start", fault, "--size", "2").code == 0
+        assert lab.established(kind) == 2
+        assert lab.ask("stop", fault).code == 0
+    # What could not be put back is in nobody's way.
+    assert lab.ask("start", "parallel", "--size", "1").code == 0
+    assert lab.ask("stop", "parallel").code == 0
+
+
+def server(lab: Lab, kind: str) -> dict[str, Any]:
+    """What a lab's status says of the endpoint of this kind."""
+    endpoints = json.loads(lab.ask("status", "--json").out)["endpoints"]
+    found: dict[str, Any] = next(each for each in endpoints if each["kind"] == kind)
+    return found
 
 
 def test_what_is_over_at_once_can_be_repeated(lab: Lab) -> None:

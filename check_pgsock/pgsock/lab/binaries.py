@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from check_pgsock.pgsock.lab.directories import fresh_directory, traversable
+from check_pgsock.pgsock.lab.directories import copy_tree, fresh_directory, traversable
 from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.processes import ENVIRONMENT
 
@@ -110,7 +110,7 @@ def embedded(major: int | None = None, parent: Path | None = None) -> Iterator[B
         _copy(source, target)
         libs = source.parent.with_name(f"{_WHEEL}.libs")
         if libs.is_dir():
-            shutil.copytree(libs, directory / libs.name, symlinks=True)
+            copy_tree(libs, directory / libs.name)
         _open_copy(directory)
         yield Binaries(target / "bin", wanted)
 
@@ -152,7 +152,7 @@ def _no_installation(path: Path) -> LabError:
 
 def _copy(source: Path, target: Path) -> None:
     for part in ("bin", "lib", "share"):
-        shutil.copytree(source / part, target / part, symlinks=True, ignore=_UNNEEDED)
+        copy_tree(source / part, target / part, ignore=_UNNEEDED)
 
 
 def _make_links(links: list[dict[str, str]], target: Path) -> None:

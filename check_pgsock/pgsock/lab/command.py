@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from check_pgsock.errors import UsageError
+from check_pgsock.options import argument, parse_number
 from check_pgsock.pgsock.lab import control, drill, drill_table, pgbouncer
 from check_pgsock.pgsock.lab.faults import FAULTS
 from check_pgsock.pgsock.lab.home import sweep
 from check_pgsock.pgsock.lab.lab import PREFIX, Lab
 from check_pgsock.pgsock.lab.signals import Interrupted, Signals
-from check_pgsock.text import plural
 
 if TYPE_CHECKING:
     Parsers = argparse._SubParsersAction[Any]
@@ -39,7 +39,7 @@ def add_parser(parsers: Parsers) -> None:
     _add_server_options(parser, None)
     parser.add_argument(
         "--max-connections",
-        type=_connections,
+        type=argument(_connections),
         default=50,
         metavar="N",
         help="of PostgreSQL, three of them reserved (default: 50)",
@@ -59,9 +59,12 @@ def add_parser(parsers: Parsers) -> None:
     start.add_argument(
         "--size", default="", metavar="N|N%", help="a count, or a percentage of the limit"
     )
-    start.add_argument("--speed", type=float, metavar="N", help="per second")
+    start.add_argument("--speed", type=argument(parse_number), metavar="N", help="per second")
     start.add_argument(
-        "--duration", type=_seconds, metavar="SECONDS", help="stop by itself (default: never)"
+        "--duration",
+        type=argument(_seconds),
+        metavar="SECONDS",
+        help="stop by itself (default: never)",
     )
     stop = commands.add_parser("stop", help="stop a fault")
     stop.set_defaults(run=_stop)
@@ -76,7 +79,8 @@ def add_parser(parsers: Parsers) -> None:
         "drill",
         help="run faults beside every check, and compare with what is expected",
         description="Run faults on a lab of its own beside every check and a poll of "
-        "pg_stat_activity, once a second each. Exit code 1 where a state is not the expected one.",
+        "pg_stat_activity, once a second each. Exit code 1 where a state is not the expected one, "
+        "or a fault that is named here cannot be made.",
     )
     run.set_defaults(run=_drill)
     run.add_argument(
@@ -107,17 +111,16 @@ def _add_json(parser: argparse.ArgumentParser, default: Any) -> None:
 
 
 def _connections(text: str) -> int:
-    value = int(text)
-    if not 10 <= value <= 10_000:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of connections, 10 to 10000")
-    return value
+    if not text.isdecimal() or not 10 <= int(text) <= 10_000:
+        raise ValueError(f"'{text}' is no number of connections, 10 to 10000")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e7:
-        raise argparse.ArgumentTypeError(f"'{text}' is no duration in seconds")
-    return value
+    seconds = parse_number(text)
+    if not 0 < seconds < 1e7:
+        raise ValueError(f"'{text}' is no duration in seconds")
+    return seconds
 
 
 def _run_lab(options: argparse.Namespace) -> int:
@@ -168,6 +171,7 @@ def _list_faults(options: argparse.Namespace) -> int:
         takes += ["needs PgBouncer"] if fault.needs_pgbouncer else []
         takes += ["needs two hosts"] if fault.needs_two_hosts else []
         takes += ["over at once"] if fault.is_instant else []
+        takes += [fault.note] if fault.note else []
         kinds = f":{{{','.join(fault.kinds)}}}" if fault.kinds != ("",) else ""
         via = f"[@{fault.vias[1]}]" if len(fault.vias) > 1 else ""
         print(f"{fault.name}{kinds}{via}")
@@ -180,7 +184,12 @@ def _list_faults(options: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace) -> int:
     request = {"do": "start", "fault": options.fault, "size": options.size}
     request |= {"speed": options.speed, "duration": options.duration}
-    return _print_result(control.ask(options.lab, request), options.json)
+    result = control.ask(options.lab, request)
+    try:
+        return _print_result(result, options.json)
+    except OSError as error:
+        # The request was granted all the same.
+        raise OSError(error.errno, f"{error.strerror}; but {options.fault} was started") from None
 
 
 def _stop(options: argparse.Namespace) -> int:
@@ -194,7 +203,8 @@ def _show_status(options: argparse.Namespace) -> int:
         return _print_result(status, True)
     print(f"lab {status['name']}, process {status['pid']}, in {status['directory']}")
     for each in status["endpoints"]:
-        print(f"  {each['kind']:<10}  limit {each['limit']:<4}  {each['dsn']}")
+        dead = "" if each["running"] else "  not running"
+        print(f"  {each['kind']:<10}  limit {each['limit']:<4}  {each['dsn']}{dead}")
     for each in status["faults"]:
         left = each["duration_seconds"]
         until = "" if left is None else f" of {left:g} s"
@@ -225,25 +235,22 @@ def _drill(options: argparse.Namespace) -> int:
             sweep(PREFIX)
             labels = SHORT if options.short else options.faults
             whole = drill.Drill(labels, options.pg_bin, pooled, signals.check)
+            longest = max(map(len, whole.labels))
             for found in whole.run():
                 if not options.json:
-                    drill_table.print_cells(console, found, with_header=not cells)
+                    drill_table.print_cells(console, found, longest, with_header=not cells)
                 cells += found
         except Interrupted:
             print("interrupted; the lab is ended and removed", file=sys.stderr)
             return 128 + signals.received
-    wrong = [cell for cell in cells if not cell.as_expected]
+    code, summary = drill_table.verdict(
+        cells, options.faults, whole.left_out, time.monotonic() - begun
+    )
     if options.json:
         rows = [drill_table.values(cell) for cell in cells]
         print(json.dumps({"rows": rows, "left_out": whole.left_out}, indent=1))
     else:
         for label, why in whole.left_out.items():
             print(f"left out: {label}: {why}")
-        print(_summary(cells, wrong, time.monotonic() - begun))
-    return 1 if wrong else 0
-
-
-def _summary(cells: list[drill.Cell], wrong: list[drill.Cell], seconds: float) -> str:
-    seen = f"{len(cells) - len(wrong)} of {plural(len(cells), 'row')} as expected"
-    lines = [f"{cell.fault}, {cell.service}: {cell.line}" for cell in wrong]
-    return "\n".join([*lines, f"{seen}; everything is stopped and removed; took {seconds:.0f} s"])
+        print(summary)
+    return code

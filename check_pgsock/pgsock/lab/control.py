@@ -76,6 +76,8 @@ class Controller:
         It stops by itself after `duration` seconds. Raises PgsockError where it cannot be made.
         """
         fault = create(self._lab, label, size, speed)
+        if fault.is_instant and duration is not None:
+            raise UsageError(f"{fault.name} is over at once: it has no duration")
         with self._lock:
             if self._is_ending:
                 raise LabError("this lab is ending")
@@ -176,6 +178,7 @@ def describe(lab: Lab) -> dict[str, Any]:
                 "address": server.host,
                 "port": server.port,
                 "limit": limit,
+                "running": server.process_id is not None,
                 "pid": server.process_id,
                 "socket": f"{server.socket_directory}/.s.PGSQL.{server.port}",
                 "dsn": server.dsn(DATABASE, APPLICATION),

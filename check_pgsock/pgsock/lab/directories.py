@@ -7,10 +7,11 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from check_pgsock.pgsock.lab.errors import LabError
+from check_pgsock.text import plural
 
 
 @contextlib.contextmanager
@@ -32,6 +33,29 @@ def fresh_directory(
         while os.path.lexists(path):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(path)
+
+
+def copy_tree(
+    source: Path,
+    target: Path,
+    *,
+    ignore: Callable[[str, list[str]], Iterable[str]] | None = None,
+    copy: Callable[[str, str], object] = shutil.copy2,
+) -> None:
+    """Copy a directory, its links as links, as shutil.copytree() does; raises LabError."""
+    try:
+        shutil.copytree(
+            source, target, symlinks=True, ignore=ignore, copy_function=copy, dirs_exist_ok=True
+        )
+    except shutil.Error as error:
+        # One entry (source, target, why) for each file: of a full disk thousands.
+        failed = error.args[0]
+        files = plural(len(failed), "file")
+        raise LabError(
+            f"{source} cannot be copied: {files} not, the first: {failed[0][2]}"
+        ) from None
+    except OSError as error:
+        raise LabError(f"{source} cannot be copied: {error}") from None
 
 
 def traversable(path: Path) -> bool:

@@ -64,8 +64,8 @@ class Drill:
     """A drill of the faults `labels` (none: of the whole matrix); raises UsageError for one that
     is not in the matrix.
 
-    After run() `left_out` says which faults could not be made here, and why. `tick` is called all
-    the time, and may raise to end it.
+    `labels` are all of them. After run() `left_out` says which faults could not be made here, and
+    why. `tick` is called all the time, and may raise to end it.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Drill:
                 f"the matrix has no fault '{clean(unknown[0])}' (of: {', '.join(known)})"
             )
         self.left_out: dict[str, str] = {}
-        self._labels = list(labels or known)
+        self.labels = list(labels or known)
         self._pg_bin = pg_bin
         self._pooled = pooled
         self._tick = tick
@@ -87,8 +87,8 @@ class Drill:
 
         Raises LabError when a fault that can be made here, or a check, cannot be run.
         """
-        one_host = [label for label in self._labels if not fault_class(label).needs_two_hosts]
-        two_hosts = [label for label in self._labels if label not in one_host]
+        one_host = [label for label in self.labels if not fault_class(label).needs_two_hosts]
+        two_hosts = [label for label in self.labels if label not in one_host]
         if two_hosts and os.geteuid() != 0:
             self.left_out.update(dict.fromkeys(two_hosts, "only root can make a second host"))
             two_hosts = []

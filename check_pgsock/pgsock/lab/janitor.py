@@ -99,20 +99,18 @@ def remove_shared_memory(data_directory: Path, seconds: float = 1.0) -> None:
     """Remove the System V segment of a killed postmaster, which nobody has attached.
 
     Its key and id are line 7 of its pid file (miscadmin.h, LOCK_FILE_LINE_SHMEM_KEY). Where it was
-    killed before it wrote them, the key is the inode of the data directory (sysv_shmem.c).
+    killed before it wrote them, or initdb removed that file after a server of its own had failed,
+    the key is the inode of the data directory (sysv_shmem.c), and the directory's owner made it.
     """
     try:
-        # Its owner may be another user: no link is followed, and no pipe waited for.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        with open(os.open(data_directory / "postmaster.pid", flags), "rb") as stream:
-            lines = stream.read(4096).splitlines()
-        inode = ctypes.c_int32(data_directory.stat().st_ino).value
+        status = data_directory.stat()
     except OSError:
         return
-    written = lines[6].split() if len(lines) >= 7 else []
+    default = (ctypes.c_int32(status.st_ino).value, status.st_uid)
+    written = _key_and_id(data_directory / "postmaster.pid")
     give_up = time.monotonic() + seconds
     for segment in _system_v_segments():
-        if segment.key == inode or [b"%d" % segment.key, b"%d" % segment.id] == written:
+        if default == (segment.key, segment.creator) or written == (segment.key, segment.id):
             # Who reads /proc may keep the memory of an ended process for a moment.
             while segment.attached and time.monotonic() < give_up:
                 time.sleep(0.01)
@@ -149,20 +147,34 @@ def clear(directory: Path, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+def _key_and_id(pid_file: Path) -> tuple[int, int] | None:
+    """What line 7 of a postmaster's pid file says, or None."""
+    # Its owner may be another user: no link is followed, and no pipe waited for.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with open(os.open(pid_file, flags), "rb") as stream:
+            key, number = stream.read(4096).splitlines()[6].split()
+        # Written without a sign, which it may have.
+        return ctypes.c_int32(int(key)).value, int(number)
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 class _Segment(NamedTuple):
     key: int
     id: int
     attached: int
+    creator: int  # user id
 
 
 def _system_v_segments() -> Iterator[_Segment]:
     """The System V shared memory of this machine (ipc/shm.c: key shmid perms size cpid lpid nattch
-    ...).
+    uid gid cuid ...).
     """
     with contextlib.suppress(OSError), open("/proc/sysvipc/shm", "rb") as stream:
         for line in stream.readlines()[1:]:
             words = line.split()
-            yield _Segment(int(words[0]), int(words[1]), int(words[6]))
+            yield _Segment(*(int(words[column]) for column in (0, 1, 6, 9)))
 
 
 def _segments(pid: int) -> Iterator[str]:

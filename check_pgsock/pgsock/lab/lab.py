@@ -19,6 +19,7 @@ from check_pgsock.pgsock.lab.namespaces import two_hosts
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session
+from check_pgsock.text import clean
 
 PREFIX = "pgsock-lab-"
 DATABASE = "app"
@@ -189,7 +190,8 @@ class Lab:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except subprocess.CalledProcessError as error:
-            raise LabError(f"openssl makes no certificate: {error.stderr.strip()}") from None
+            said = clean(error.stderr.strip(), 300)
+            raise LabError(f"openssl makes no certificate: {said}") from None
         key.chmod(0o600)
         certificate.chmod(0o644)
         accounts.own(key, accounts.account_of("nobody"))

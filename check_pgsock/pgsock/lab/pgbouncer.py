@@ -63,6 +63,11 @@ class PgBouncerServer(Server):
         self._executable = executable
         self._seen = 0
 
+    @property
+    def pool_size(self) -> int:
+        """The server connections that each pool has at most (default_pool_size)."""
+        return int(self.settings["default_pool_size"])
+
     def console(self, command: str) -> list[dict[str, str | None]]:
         """The rows of a console command by column name, run over the Unix socket."""
         directory = str(self.socket_directory)

@@ -91,12 +91,14 @@ class PostgresServer(Server):
 
         Raises LabError where a process of it cannot be killed.
         """
-        if self._process is None:
-            return
+        if self.data_directory == Path():
+            return  # nothing was made yet
         try:
-            # A postmaster that shuts down immediately kills what has not ended after 5 s.
-            processes.end(self._process, _MODES[mode], 15)
+            if self._process is not None:
+                # A postmaster that shuts down immediately kills what has not ended after 5 s.
+                processes.end(self._process, _MODES[mode], 15)
         finally:
+            # Also what initdb left that was ended: it runs servers, too.
             left = janitor.kill_below(self.data_directory)
             janitor.remove_shared_memory(self.data_directory)
             if left:
@@ -106,11 +108,6 @@ class PostgresServer(Server):
         """Stop and start; raises as start() does."""
         self.stop(mode)
         self.start()
-
-    def ensure_running(self) -> None:
-        """Start it when it is not running; raises as start() does."""
-        if self._process is None or self._process.poll() is not None:
-            self.start()
 
     def _create(self, directory: Path) -> None:
         self.data_directory = directory / "data"

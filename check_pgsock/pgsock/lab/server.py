@@ -98,6 +98,11 @@ class Server(abc.ABC):
         self.stop()
         self.start()
 
+    def ensure_running(self) -> None:
+        """Start it when it is not running; raises as start() does."""
+        if self.process_id is None:
+            self.start()
+
     def __enter__(self: AnyServer) -> AnyServer:
         try:
             self._account = accounts.account_of(self._user)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from check_pgsock.pgsock.lab import accounts
+from check_pgsock.pgsock.lab.directories import copy_tree
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 
 # Another address of the loopback of every Linux host: 127.0.0.0/8 is all local.
@@ -69,13 +70,11 @@ class Standby(PostgresServer):
             start, stop = "pg_backup_start('standby', true)", "pg_backup_stop()"
         with self._primary.administrator() as session:
             session.query(f"select {start}")
-            shutil.copytree(
+            copy_tree(
                 self._primary.data_directory,
                 self.data_directory,
-                symlinks=True,
                 ignore=self._not_copied,
-                copy_function=self._copy_if_there,
-                dirs_exist_ok=True,
+                copy=self._copy_if_there,
             )
             ((label,),) = session.query(f"select labelfile from {stop}")
         (self.data_directory / "backup_label").write_text(label or "", encoding="utf-8")

@@ -79,6 +79,7 @@ class Churn(Fault):
     kinds = tuple(_WAYS)
     speed = 60.0
     vias = (POSTGRESQL, PGBOUNCER)
+    note = "tls needs @pgbouncer, or a server built with TLS: --pg-bin, the embedded one is not"
 
     def trouble(self) -> str | None:
         if self._refusal is not None:

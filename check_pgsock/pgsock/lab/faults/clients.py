@@ -37,7 +37,17 @@ _RETRANSMIT, _ZERO_WINDOW_PROBE = 1, 4
 
 
 class _SeenOnServer(Fault):
-    """A fault of connections that is there when the server's ends of them say so."""
+    """A fault of connections that is there when the server's ends of them say so, and as long as
+    the `_backends` are that have them.
+    """
+
+    _backends: frozenset[int] = frozenset()
+
+    def trouble(self) -> str | None:
+        gone = len(self._backends.difference(self.lab.postgres.process_ids()))
+        if gone:
+            return f"{gone} of {plural(len(self._backends), 'backend')} gone"
+        return super().trouble()
 
     def _wait_for_ends(
         self, ports: Collection[int], is_so: Callable[[Socket], bool], what: str
@@ -69,6 +79,7 @@ class _SeenOnServer(Fault):
                     raise _no_connection(error) from None
                 sessions[-1].simple_query(sql)
                 self.pause(0)
+            self._backends = frozenset(session.backend_pid for session in sessions)
             yield sessions
         finally:
             _cut_off(sessions)
@@ -83,17 +94,13 @@ class Orphan(_SeenOnServer):
 
     def start(self) -> None:
         client = self.stack.enter_context(ClientProcess(self.lab, self.count, _LONG))
-        self._orphans = set(client.backend_pids)
+        self._backends = frozenset(client.backend_pids)
         self.stack.callback(self._end_backends, client.backend_pids)
         ports = self._client_ports(client.backend_pids)
         client.kill()
         self._wait_for_ends(
             ports, lambda end: end.state == CLOSE_WAIT and end.inode != 0, "orphaned backends"
         )
-
-    def trouble(self) -> str | None:
-        gone = len(self._orphans.difference(self.lab.postgres.process_ids()))
-        return f"{gone} of {plural(self.count, 'orphan')} gone" if gone else super().trouble()
 
     def _client_ports(self, pids: list[int]) -> set[int]:
         numbers = ", ".join(map(str, pids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import ClassVar, NamedTuple
 from check_pgsock.errors import UsageError
 from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.lab import Lab
+from check_pgsock.pgsock.lab.server import Server
 from check_pgsock.pgsock.lab.wire import Session
 from check_pgsock.text import plural
 
@@ -44,8 +46,8 @@ class Fault(abc.ABC):
     start() returns when the fault is there: its size is reached, or its speed is held. What puts
     everything back it gives to `stack` as it goes; end() closes that. All raise LabError. The class
     says what it takes: `kinds` (the first is the default), `size` and `speed` with their defaults
-    ("" and 0: takes none) and units, `vias` (the endpoints it can be made on) and what it `needs`.
-    Its docstring's first line is its help.
+    ("" and 0: takes none) and units, `vias` (the endpoints it can be made on), what it `needs`, and
+    a `note` on what only some of its kinds take or need. Its docstring's first line is its help.
     """
 
     name: ClassVar[str]
@@ -55,6 +57,7 @@ class Fault(abc.ABC):
     speed: ClassVar[float] = 0.0
     speed_unit: ClassVar[str] = "connections/s"
     vias: ClassVar[tuple[str, ...]] = (POSTGRESQL,)
+    note: ClassVar[str] = ""
     needs_pgbouncer: ClassVar[bool] = False
     needs_two_hosts: ClassVar[bool] = False
     # Over as soon as it was made: there is nothing to stop.
@@ -92,17 +95,19 @@ class Fault(abc.ABC):
 
     def describe(self) -> str:
         """What is made: `orphan: 8 sessions`."""
-        parts = [f"{self.count} {self.size_unit}"] if self.size else []
-        parts += [f"{self.rate:g} {self.speed_unit}"] if self.rate else []
+        parts = [_say(self.count, self.size_unit)] if self.size else []
+        parts += [_say(self.rate, self.speed_unit)] if self.rate else []
         return f"{self.label}: {', '.join(parts)}" if parts else self.label
 
     def __enter__(self) -> Fault:
         try:
             with self._starting:
+                if self._dead_servers():
+                    raise self._unanswered()
                 self.start()
         except OSError as error:
             self.end()
-            raise LabError(f"a server does not answer ({error}): is another fault on?") from None
+            raise self._unanswered(error) from None
         except BaseException:
             self.end()
             raise
@@ -119,7 +124,10 @@ class Fault(abc.ABC):
             pass
         for thread in self._background:
             thread.join()
-        self.stack.close()
+        try:
+            self.stack.close()
+        except OSError as error:
+            raise self._unanswered(error) from None
         if self._failures:
             raise LabError(f"{self.name} stopped by itself: {self._failures[0]}")
 
@@ -168,6 +176,21 @@ class Fault(abc.ABC):
         self._background.append(thread)
         thread.start()
 
+    def _servers(self) -> list[Server]:
+        """The servers that must be running for it to start."""
+        pooled = self.needs_pgbouncer or self.via == PGBOUNCER
+        return [self.lab.postgres, self.lab.pgbouncer] if pooled else [self.lab.postgres]
+
+    def _dead_servers(self) -> list[str]:
+        return [server.title for server in self._servers() if server.process_id is None]
+
+    def _unanswered(self, error: OSError | None = None) -> LabError:
+        """Why a server that was asked for something did not answer."""
+        if dead := self._dead_servers():
+            are = "is" if len(dead) == 1 else "are"
+            return LabError(f"{' and '.join(dead)} {are} not running: start the fault 'restart'")
+        return LabError(f"a server does not answer ({error}): is another fault on?")
+
     def _capacity(self) -> int:
         """The connections that the endpoint can hold."""
         if self.via == PGBOUNCER:
@@ -195,6 +218,11 @@ class Fault(abc.ABC):
         if not 0 < speed <= 10_000:
             raise UsageError(f"{speed:g} is no speed: above 0, at most 10000 per second")
         return speed
+
+
+def _say(amount: float, unit: str) -> str:
+    """An amount of a unit, which is in the plural: `1 session each way`, `60 connections/s`."""
+    return f"{amount:g} " + (unit if amount != 1 else re.sub(r"s\b", "", unit, count=1))
 
 
 def _one_of(fault: Fault, what: str, given: str, allowed: tuple[str, ...]) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from check_pgsock.errors import UsageError
 from check_pgsock.pgsock.lab.application import Application
 from check_pgsock.pgsock.lab.client_process import ClientProcess
-from check_pgsock.pgsock.lab.faults.fault import PGBOUNCER, POSTGRESQL, Fault
+from check_pgsock.pgsock.lab.faults.fault import DEFAULT, PGBOUNCER, POSTGRESQL, Fault, Wanted
 from check_pgsock.pgsock.lab.faults.pace import Pace
+from check_pgsock.pgsock.lab.lab import Lab
 from check_pgsock.pgsock.lab.wire import WireError
 from check_pgsock.text import plural
 
@@ -71,6 +73,19 @@ class Leak(Fault):
     kinds = ("idle", "idle-in-transaction")
     size = "10"
     vias = _BOTH
+    note = "idle-in-transaction@pgbouncer: at most as many as the pool has server connections"
+
+    def __init__(self, lab: Lab, wanted: Wanted = DEFAULT) -> None:
+        super().__init__(lab, wanted)
+        if self.kind == "idle-in-transaction" and self.via == PGBOUNCER:
+            # Each holds one of them to its end: one more would wait in vain.
+            pool = lab.pgbouncer.pool_size
+            if wanted.size and self.count > pool:
+                raise UsageError(
+                    f"{self.label} holds a server connection for each session, and the pool has "
+                    f"{pool}, not {self.count}: name a smaller size"
+                )
+            self.count = min(self.count, pool)
 
     def start(self) -> None:
         for _ in range(self.count):

@@ -10,6 +10,7 @@ from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.faults.fault import Fault
 from check_pgsock.pgsock.lab.lab import DATABASE
 from check_pgsock.pgsock.lab.postgres import PostgresServer
+from check_pgsock.pgsock.lab.server import Server
 from check_pgsock.pgsock.lab.standby import Standby
 
 
@@ -34,7 +35,7 @@ class Crash(Fault):
 
 
 class Restart(Fault):
-    """PostgreSQL is stopped ("fast") and started again."""
+    """PostgreSQL is stopped ("fast") and started again, and whatever is not running is started."""
 
     name = "restart"
     is_instant = True
@@ -43,6 +44,11 @@ class Restart(Fault):
         server = self.lab.postgres
         self.stack.callback(server.ensure_running)
         server.restart("fast")
+        if self.lab.pooled:
+            self.lab.pgbouncer.ensure_running()
+
+    def _servers(self) -> list[Server]:
+        return []
 
 
 class ResetStatistics(Fault):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import time
@@ -16,6 +17,7 @@ from check_pgsock.pgsock.lab.faults.fault import Fault
 from check_pgsock.pgsock.lab.lab import APPLICATION, DATABASE, Lab
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session
+from check_pgsock.text import plural
 
 # It sleeps: the session is active all the time, and the processors are free for those who watch.
 # It reads a table: a session writes no statistics after transactions that touch none.
@@ -33,14 +35,18 @@ class _Pool(Fault):
         """
         self.stack.enter_context(_pool_size(self.lab, pool_size))
         self.stack.callback(_wait, self._is_drained, "clients of a killed pgbench")
-        bench = _Pgbench(self.lab, self.name, clients, _STATEMENT.format(seconds=seconds))
-        self.stack.enter_context(bench)
+        self._bench = _Pgbench(self.lab, self.name, clients, _STATEMENT.format(seconds=seconds))
+        self.stack.enter_context(self._bench)
 
         def is_there() -> bool:
-            bench.check()
+            self._bench.check()
             return _in_pool(self.lab, column) >= least
 
         self.wait_for(is_there, f"{column} of {least}")
+
+    def trouble(self) -> str | None:
+        lost = self._bench.count_lost()
+        return f"{lost} of {plural(self._bench.clients, 'client')} lost" if lost else None
 
     def _is_drained(self) -> bool:
         """Whether nothing of a killed pgbench is left in PgBouncer's queue and in PostgreSQL.
@@ -107,7 +113,9 @@ class Parallel(Fault):
         session = self.stack.enter_context(self.lab.connect())
         self.stack.callback(server.execute, "drop table if exists in_parallel", DATABASE)
         session.query(
-            f"create table in_parallel with (parallel_workers = {self.count})"
+            # It is left where the server was dead at the end.
+            "drop table if exists in_parallel;"
+            f" create table in_parallel with (parallel_workers = {self.count})"
             " as select generate_series(1, 50000) as number;"
             f" set max_parallel_workers_per_gather = {self.count};"
             " set parallel_setup_cost = 0; set parallel_tuple_cost = 0; set jit = off"
@@ -141,7 +149,7 @@ class LongTransactions(Fault):
         server = self.lab.postgres
         pids = []
         for _ in range(self.count):
-            session = self.stack.enter_context(self.lab.connect())
+            session = self.hold(self.lab.connect())
             pids.append(str(session.backend_pid))
             # Its client's end does not end a statement.
             self.stack.callback(_end_backend, server, session.backend_pid)
@@ -164,17 +172,23 @@ class _Pgbench:
     def __init__(self, lab: Lab, name: str, clients: int, sql: str) -> None:
         self._lab = lab
         self._name = name
-        self._clients = clients
+        self.clients = clients
         self._sql = sql
         self._log = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self._stack = contextlib.ExitStack()
 
+    def count_lost(self) -> int:
+        """How many of its clients have ended; all of them once it has ended itself."""
+        if self._process is None or self._process.poll() is not None:
+            return self.clients
+        # "client 3 aborted in command 0 (SQL) of script 0; ..."
+        aborted = re.findall(rb"client (\d+) .*?aborted in ", self._log.read_bytes())
+        return len(set(aborted))
+
     def check(self) -> None:
         """Raise LabError, with what it said, when it has ended, or goes on with fewer clients."""
-        ended = self._process is not None and self._process.poll() is not None
-        # "client 3 aborted in command 0 (SQL) of script 0; ..."
-        if ended or b" aborted in " in self._log.read_bytes():
+        if self.count_lost():
             raise LabError(f"pgbench lost clients; {processes.tail(self._log)}")
 
     def __enter__(self) -> _Pgbench:
@@ -186,7 +200,7 @@ class _Pgbench:
             dsn = self._lab.pgbouncer.dsn(DATABASE, APPLICATION)
             # There are no tables to vacuum, and one thread does for all clients.
             command = [self._lab.program("pgbench"), "--no-vacuum", "--protocol=simple",
-                       f"--client={self._clients}", f"--file={script}", "--time=1000000",
+                       f"--client={self.clients}", f"--file={script}", "--time=1000000",
                        f"{dsn} application_name={self._name}"]  # fmt: skip
             host = self._lab.client_host
             self._process = processes.spawn(command, None, self._log, host)
@@ -204,8 +218,7 @@ def _pool_size(lab: Lab, size: int) -> Iterator[None]:
     """Give every pool of PgBouncer this size, and in the end its old one; return when none is
     larger.
     """
-    settings = lab.pgbouncer.settings
-    before = int(settings["default_pool_size"])
+    settings, before = lab.pgbouncer.settings, lab.pgbouncer.pool_size
     settings["default_pool_size"] = size
     try:
         lab.pgbouncer.reload()

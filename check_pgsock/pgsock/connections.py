@@ -1,9 +1,9 @@
 """The subcommand `pgsock connections`: everything about each connection, without a connection.
 
 JSON: `read_at`, when it was read (seconds since 1970), and `connections`, a list of objects with
-the keys of check_pgsock.sessions.connections.KEYS; or with --by `count` and `groups`: `by` (the
-keys that are grouped by), `count`, `activities` (counts by activity), `oldest_seconds`,
-`longest_idle_seconds`. Times are in seconds, sizes in bytes; what is not known is null.
+all keys; or with --by `count` and `groups`: `by` (the keys that are grouped by), `count`,
+`activities` (counts by activity), `oldest_seconds`, `longest_idle_seconds`. Times are in seconds,
+sizes in bytes; what is not known is null.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from check_pgsock.pgsock.output import (
     open_tool_view,
     print_json,
     print_table,
+    with_json,
 )
 from check_pgsock.sessions.activity import ACTIVITIES
 from check_pgsock.sessions.connections import KEYS, Connection, activity_counts, count_by
@@ -107,7 +108,7 @@ def add_parser(parsers: Parsers) -> None:
         help="everything about each connection, without a connection",
         description="What the kernel and the process titles tell of each connection of an "
         "endpoint: peer, user, database, session state, activity, ages, bytes, queues.",
-        epilog=_EPILOG,
+        epilog=with_json(_EPILOG, __doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)

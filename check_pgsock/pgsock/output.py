@@ -29,6 +29,12 @@ class Column(NamedTuple):
     right: bool = False
 
 
+def with_json(epilog: str, doc: str | None) -> str:
+    """What --help ends with: the examples, and the part on JSON of the module's docstring."""
+    text = doc or ""
+    return f"{epilog.rstrip()}\n\n{text[text.index('JSON:') :].rstrip()}\n"
+
+
 def add_view_options(parser: argparse.ArgumentParser) -> None:
     """The options of every tool that reads sockets: where, for how long at most, and for whom."""
     group = parser.add_argument_group("where to look")

@@ -26,6 +26,7 @@ from check_pgsock.pgsock.output import (
     open_tool_view,
     print_json,
     print_table,
+    with_json,
 )
 from check_pgsock.pgsock.saved_tables import SavedTables
 from check_pgsock.sockets import model
@@ -114,7 +115,7 @@ def add_parser(parsers: Parsers) -> None:
         help="sockets by TCP state, and what each state means for PostgreSQL",
         description="Count the sockets of an endpoint by TCP state, with the codes of "
         "/proc/net/tcp, and say what each state means for PostgreSQL.",
-        epilog=_EPILOG,
+        epilog=with_json(_EPILOG, __doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)

@@ -101,6 +101,13 @@ def test_a_cut_title_says_only_what_is_certain() -> None:
     assert found["activity"] == "idle in transaction"
 
 
+def test_a_title_of_more_than_one_meaning_is_no_state() -> None:
+    text = 'postgres: walsender u [local] sending backup "x [local] idle'
+    told = parse_title(text, cluster_name="")
+    assert told.text == text
+    assert of_unix_socket(None, IDLE._replace(title=told))["session_state"] is None
+
+
 def test_unix_sessions() -> None:
     title = parse_title("postgres: app shop [local] SELECT waiting")
     end = UnixSocket(ESTABLISHED, b"/s", (1, 2), STREAM, 88, 26, 5, 89, 7, 0, 0)

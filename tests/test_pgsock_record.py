@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pwd
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.hosts import NamespaceHost
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session
+from check_pgsock.pgsock.record import next_number
 from check_pgsock.text import plural
 from tests import restricted, support
 from tests.conftest import Installations, MakePg, OpenSessions
@@ -278,6 +281,10 @@ def test_what_is_no_source(arguments: tuple[str, ...], sentence: str | None) -> 
         (("--proc-root", str(MOMENT), "x"),
          f"{MOMENT} is a saved moment already; name a live --proc-root"),
         (("missing/x",), "missing cannot be written to: No such file or directory"),
+        (("-",),
+         "'-' is no file; a recording is written to a file alone, not to standard output"),
+        (("",),
+         "'' is no file; a recording is written to a file alone, not to standard output"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_recorded(arguments: tuple[str, ...], sentence: str | None) -> None:
@@ -287,7 +294,8 @@ def test_what_cannot_be_recorded(arguments: tuple[str, ...], sentence: str | Non
         assert done.err.startswith("pgsock: there is no network namespace no such in ")
     else:
         assert done.err in (f"pgsock: {sentence}\n", f"pgsock record: {sentence}\n")
-    assert not os.path.lexists(os.path.join(tempfile.gettempdir(), "x"))
+    for name in ("x", "-"):
+        assert not os.path.lexists(os.path.join(tempfile.gettempdir(), name))
 
 
 def test_a_file_that_is_there_is_left_alone(directory: Path) -> None:
@@ -300,6 +308,45 @@ def test_a_file_that_is_there_is_left_alone(directory: Path) -> None:
     record(path, "--force")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(directory) == ["one.zip"]
+
+
+@pytest.mark.parametrize("options", [(), ("--force",)])
+def test_what_is_no_regular_file_is_left_alone(directory: Path, options: tuple[str, ...]) -> None:
+    """As root a device would be replaced, and /dev/stdout, which is a link."""
+    fifo, link = directory / "fifo", directory / "link"
+    os.mkfifo(fifo)
+    link.symlink_to(fifo)
+    for path in (fifo, link):
+        done = support.run("pgsock", "record", str(path), *options)
+        assert done == (3, "", f"pgsock: {path} is not a regular file; name another file\n")
+    assert stat.S_ISFIFO(fifo.lstat().st_mode)
+    assert link.readlink() == fifo
+    assert sorted(os.listdir(directory)) == ["fifo", "link"]
+
+
+@pytest.mark.parametrize(
+    ("number", "passed", "last", "expected"),
+    [
+        (0, 0.01, 4, 1),
+        (3, 3.01, 4, 4),
+        (0, 0.999, 4, 1),
+        (0, 1.0, 4, 1),
+        (0, 1.01, 4, 2),  # the second has been missed
+        (1, 3.5, 9, 4),
+        (2, 3.2, 3, 3),  # the last is late
+        (0, 1e6, 4, 4),
+    ],
+)
+def test_which_moment_is_next(number: int, passed: float, last: int, expected: int) -> None:
+    assert next_number(number, passed, last) == expected
+
+
+def test_a_series_has_its_last_moment(directory: Path) -> None:
+    done = record(directory / "a", "--for", "4", "--interval", "1", "--json")
+    taken = [one["taken"] for one in json.loads(done.out)["moments"]]
+    assert [round(one - taken[0]) for one in taken] == [0, 1, 2, 3, 4]
+    done = record(directory / "b", "--for", "0.3", "--interval", "0.4", "--json")
+    assert len(json.loads(done.out)["moments"]) == 1
 
 
 def test_what_it_says(directory: Path) -> None:
@@ -548,6 +595,64 @@ def test_no_name_and_no_address_is_left(
     assert [one for one in needles if one in untold] == []
     # All but the spellings of the other source were there before.
     assert len(by_name) == len(needles) - 2
+
+
+ODD_NAMES = ("jane doe", "a (b) c(1) idle", "walsender", "app")
+# What a session is asked, and what it does then.
+ASKED = {
+    "select 1": "idle",
+    "begin": "idle in transaction",
+    "begin; select 1/0": "idle in transaction (aborted)",
+    "select pg_sleep(60)": "SELECT",
+}
+RENAMED = ("user", "database", "process", "peer_process", "cgroup")
+
+
+@USERS
+def test_sessions_with_odd_names_stay_what_they_are(
+    make_pg: MakePg, directory: Path, user: str | None
+) -> None:
+    """Over TCP and over the Unix socket, in every state: nothing but names is different."""
+    support.require("root")
+    server = make_pg(settings={"max_connections": 40})
+    for name in ODD_NAMES:
+        server.execute(f'create role "{name}" login')
+        server.execute(f'create database "{name}"')
+    plain, anonymous = directory / "plain.zip", directory / "anonymous.zip"
+    with contextlib.ExitStack() as stack:
+        for at, (place, name, sql) in enumerate(
+            itertools.product((server.host, str(server.socket_directory)), ODD_NAMES, ASKED)
+        ):
+            database = ODD_NAMES[(at + at // 4) % 4]
+            session = Session.connect(place, server.port, name, database)
+            stack.enter_context(session).simple_query(sql)
+        expected = Counter(dict.fromkeys(ASKED.values(), 8))
+        support.wait_until(
+            lambda: Counter(one["session_state"] for one in rows(server, user)) == expected,
+            "all do what they are to do",
+            20,
+        )
+        record(plain, user=user)
+    record(anonymous, "--source", str(plain), "--anonymize", user=user)
+    before, after = (rows(server, user, "--source", str(path)) for path in (plain, anonymous))
+    assert Counter(one["session_state"] for one in before) == expected
+    assert None not in {one["backend_pid"] for one in before}
+    assert {None, "app"} <= {one["user"] for one in before}
+    for one, other in itertools.zip_longest(before, after):
+        for key in RENAMED:
+            assert (one.pop(key) is None) == (other.pop(key) is None), key
+        assert one == other
+    assert b"jane doe" in contents(plain)
+    assert b"jane doe" not in contents(anonymous)
+
+
+def rows(server: PostgresServer, user: str | None, *options: str) -> list[dict[str, Any]]:
+    """What `pgsock connections` shows of a server, by backend."""
+    port = str(server.port)
+    done = support.run("pgsock", "connections", "-p", port, "--json", *options, user=user)
+    assert (done.code, done.err) == (0, "")
+    found: list[dict[str, Any]] = json.loads(done.out)["connections"]
+    return sorted(found, key=lambda one: (one["leg"], one["backend_pid"] or 0))
 
 
 def contents(path: Path) -> bytes:

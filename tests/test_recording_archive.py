@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
 import stat
 import struct
 import zipfile
@@ -205,4 +206,52 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     )
     with pytest.raises(SourceError) as caught:
         Writer(str(tmp_path), HEADER, force=True)
-    assert str(caught.value) == f"{tmp_path} is a directory; name a file"
+    assert str(caught.value) == f"{tmp_path} is not a regular file; name another file"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SourceError) as caught:
+        Writer(str(tmp_path / "file" / "one"), HEADER, force=True)
+    assert str(caught.value) == f"{tmp_path}/file cannot be written to: Not a directory"
+
+
+def make_socket(path: Path) -> None:
+    """Leave a Unix socket, which nobody listens on."""
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        make_socket,
+        lambda path: path.symlink_to("good.zip"),
+        lambda path: path.symlink_to("nothing"),
+        lambda path: path.symlink_to("."),
+    ],
+    ids=["fifo", "directory", "socket", "link", "broken link", "link to a directory"],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_no_more_than_a_regular_file_is_replaced(
+    path: Path, make: Callable[[Path], None], force: bool
+) -> None:
+    before, other = path.read_bytes(), path.parent / "other"
+    make(other)
+    made = other.lstat()
+    with pytest.raises(SourceError) as caught:
+        Writer(str(other), HEADER, force)
+    assert str(caught.value) == f"{other} is not a regular file; name another file"
+    assert other.lstat() == made
+    assert path.read_bytes() == before
+    assert sorted(os.listdir(path.parent)) == ["good.zip", "other"]
+
+
+def test_what_appears_meanwhile_is_not_replaced_by_force(path: Path) -> None:
+    with Writer(str(path), HEADER, force=True) as writer:
+        writer.add(captured().about, captured().members(1))
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(SourceError, match="is not a regular file"):
+            writer.commit()
+    assert stat.S_ISFIFO(path.lstat().st_mode)
+    assert os.listdir(path.parent) == [path.name]

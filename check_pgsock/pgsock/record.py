@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     Parsers = argparse._SubParsersAction[Any]
 
 DEFAULT_INTERVAL = 1.0
+_ROUNDING = 1e-9  # 0.3 is three times 0.1, though not for a float
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EPILOG = """\
@@ -100,7 +102,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _validate(options: argparse.Namespace) -> None:
-    """Raise UsageError for combinations that contradict each other."""
+    """Raise UsageError for what names no file, and combinations that contradict each other."""
+    if options.file in ("", "-"):
+        raise UsageError(
+            f"'{options.file}' is no file; a recording is written to a file alone, not to standard "
+            "output"
+        )
     if options.interval is not None and options.duration is None:
         raise UsageError("--interval is the time between several moments: name --for, too")
     if opts.names_recording(options.source) and (options.duration is not None or options.netns):
@@ -120,18 +127,28 @@ def _open(options: argparse.Namespace) -> tuple[Header, Iterator[Captured]]:
 
 
 def _capture_series(options: argparse.Namespace) -> Iterator[Captured]:
-    """Capture one moment after the other, never two with less than the interval in between."""
+    """Capture a moment at each of the times that are so many intervals after the first.
+
+    One that takes longer skips what it has missed; the last is late rather than left out.
+    """
     interval = options.interval or DEFAULT_INTERVAL
     view = open_tool_view(options)
     if view.reader.saved:
         raise UsageError(f"{options.proc_root} is a saved moment already; name a live --proc-root")
     one = capture(view)
-    end = one.about.since_boot + (options.duration or 0)
+    start, number = one.about.since_boot, 0
+    last = math.floor((options.duration or 0) / interval + _ROUNDING)
     yield one
-    while one.about.since_boot + interval <= end:
-        _sleep(max(one.about.since_boot + interval - _since_boot(), 0))
+    while number < last:
+        number = next_number(number, (_since_boot() - start) / interval, last)
+        _sleep(max(start + number * interval - _since_boot(), 0))
         one = capture(open_tool_view(options), one.about.findings)
         yield one
+
+
+def next_number(number: int, passed: float, last: int) -> int:
+    """Which moment follows the one of this number (from 0), `passed` intervals after the first."""
+    return min(max(number + 1, math.ceil(passed)), last)
 
 
 def _sleep(seconds: float) -> None:

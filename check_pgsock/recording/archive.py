@@ -151,8 +151,9 @@ def _require_plain_zip(file: BinaryIO) -> None:
 class Writer:
     """A recording being written: to a file beside `path`, which takes its name in commit().
 
-    Raises SourceError where `path` is there already (without `force`) or cannot be made; OSError
-    where writing fails. As a context manager it removes what was not committed.
+    Raises SourceError where `path` is there already (without `force`), is anything but a regular
+    file, or cannot be made; OSError where writing fails. As a context manager it removes what was
+    not committed.
     """
 
     def __init__(self, path: str, header: Header, force: bool = False) -> None:
@@ -161,10 +162,9 @@ class Writer:
         self._header = header
         self._force = force
         self._members = 0
+        _require_plain(path)
         if not force and os.path.lexists(path):
             raise self._exists()
-        if os.path.isdir(path):
-            raise SourceError(f"{path} is a directory; name a file")
         directory = os.path.dirname(path) or "."
         try:
             descriptor, self._temporary = tempfile.mkstemp(
@@ -218,6 +218,7 @@ class Writer:
 
     def _rename(self) -> None:
         if self._force:
+            _require_plain(self.path)
             os.replace(self._temporary, self.path)
             return
         try:
@@ -233,6 +234,15 @@ class Writer:
 
     def _exists(self) -> SourceError:
         return SourceError(f"{self.path} is there already; name another file, or --force")
+
+
+def _require_plain(path: str) -> None:
+    """Raise SourceError where anything but a regular file is there: a device, which root would
+    replace, or a link, which may lead to one.
+    """
+    with contextlib.suppress(OSError):  # nothing is there, or nothing can be
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise SourceError(f"{path} is not a regular file; name another file")
 
 
 def _sync_directory(path: str) -> None:

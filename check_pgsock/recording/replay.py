@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from check_pgsock.servers.limits import Limit
 
 
+# Moments of a series begin a little late, one by more than the next.
+_PUNCTUAL = 0.99
+
+
 class RecordedNamespace(Namespace):
     """The name of a network namespace that is not there any more, or elsewhere."""
 
@@ -94,10 +98,10 @@ class Replay:
         return self._archive.parse(cgroups_of(self._number), parse_cgroups)
 
     def earlier(self, seconds: float) -> Reader | None:
-        """The same place in the latest moment that was at least `seconds` before; None without."""
+        """The same place in the latest moment that was `seconds` before or more; None without."""
         moments = self._archive.manifest.moments[: self._number - 1]
         for number in range(len(moments), 0, -1):
-            if self.about.since_boot - moments[number - 1].since_boot >= seconds:
+            if self.about.since_boot - moments[number - 1].since_boot >= seconds * _PUNCTUAL:
                 return Replay(self._archive, number, self._namespaces, self._deadline).reader()
         return None
 

@@ -6,6 +6,7 @@ survey.py gathers what goes in here; checks say who with it, `pgsock connections
 from collections import namedtuple
 
 from check_pgsock.legs import format_address
+from check_pgsock.processes import TITLE_PREFIX
 from check_pgsock.sessions.activity import (
     ACTIVITIES,
     BY_SOCKET,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, NamedTuple, Optional
 
     from check_pgsock.sessions.backends import Backend
+    from check_pgsock.sessions.titles import Title
     from check_pgsock.sockets.unix_sockets import UnixSocket
 
 SERVER, CLIENT, UNIX = "server", "client", "unix"  # legs; `unix` is the server's end, too
@@ -149,11 +151,16 @@ def _session(backend: "Optional[Backend]") -> "dict[str, Any]":
         "user": title.user,
         "database": title.database,
         # The command tag of an active one; one that may be cut says only what is certain.
-        "session_state": (title.text if title.whole and title.host else title.state) or None,
+        "session_state": (title.text if _tells_state(title) else title.state) or None,
         "backend_pid": backend.pid,
         "backend_cpu_seconds": backend.cpu_seconds,
         "parallel_workers": backend.workers,
     }
+
+
+def _tells_state(title: "Title") -> bool:
+    """Whether the text of a title is what follows its client, and for certain."""
+    return bool(title.whole and title.host and not (title.text or "").startswith(TITLE_PREFIX))
 
 
 def _age(age: "Optional[Age]") -> "dict[str, Any]":

@@ -1,9 +1,10 @@
 """Titles of one postmaster's children with other names and addresses in them; pure.
 
-A title is taken apart by titles.py and put together again. What cannot be read for certain, and
-what does not read the same afterwards, keeps its prefix and its length, and says nothing. Whether
-a title is whole is told by how long the others are: where stand-ins are longer than what they
-stand for, all have room for so many bytes more.
+A title is taken apart by titles.py and put together again. Where its client is certain and its
+names are not, for the spaces in them, they stay so. What names no client for certain, and what does
+not read the same afterwards, keeps its prefix and its length, and says nothing. Whether a title is
+whole is told by how long the others are: where stand-ins are longer than what they stand for, all
+have room for so many bytes more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _OWN_PROCESS = re.compile(
 )
 # Whole: two readings that contradict each other. Cut: nothing that could be a state.
 _UNREADABLE = "- - [local] - [local] -"
+_WALSENDER = "walsender"  # the first word of its titles
 _QUOTED = re.compile(r'".*', re.DOTALL)
 
 
@@ -51,9 +53,9 @@ def anonymize_titles(
     cluster = titles.find_cluster_name(texts[pid] for pid, one in told.items() if one.whole)
     writer = _Writer(cluster, stand_ins)
     new = {
-        pid: writer.write(texts[pid], one) if one.whole else _fill("", titles.UNKNOWN)
+        pid: writer.write(texts[pid]) if one.whole else _fill("", titles.UNKNOWN)
         for pid, one in told.items()
-        if texts[pid].startswith(TITLE_PREFIX)
+        if texts[pid].startswith(TITLE_PREFIX) and one.kind != titles.UNTITLED
     }
     longer = max(
         (len(_encode(text)) - len(_encode(texts[pid])) for pid, text in new.items()), default=0
@@ -77,9 +79,14 @@ class _Writer:
         self._cluster = cluster
         self._new_cluster = stand_ins.name("cluster", cluster) if cluster else cluster
 
-    def write(self, text: str, one: Title) -> str:
-        """A whole title, of which all together say `one`, with stand-ins."""
-        body = self._body(one)
+    def write(self, text: str) -> str:
+        """A whole title with stand-ins."""
+        # Alone: what all together do not say any more must be left for them not to say.
+        one = titles.parse_title(text, True, self._cluster)
+        if one.host is not None and one.text == text:
+            # It can be read in several ways, with the same client.
+            one = one._replace(state=None, waiting=None, text=None)
+        body = self._body(text, one)
         if body is None:
             return _fill(text, one.kind)
         prefix = f"{TITLE_PREFIX}{self._new_cluster}: " if self._cluster else TITLE_PREFIX
@@ -88,27 +95,40 @@ class _Writer:
             return _fill(text, one.kind)
         return new
 
-    def _body(self, one: Title) -> str | None:
-        """What follows the cluster_name; None where it is not known for certain."""
-        text = one.text or ""  # None, if no session says what it does
+    def _body(self, text: str, one: Title) -> str | None:
+        """What follows the cluster_name; None where nothing of it is known for certain."""
+        said = one.text or ""
+        if one.host is not None:
+            # What may be a walsender or a user of that name stays so.
+            lead = "" if one.kind == titles.CLIENT_BACKEND else f"{_WALSENDER} "
+            return f"{lead}{self._names(text, one)} {self._client(one)} {self._doing(text, one)}"
         if one.kind == titles.AUXILIARY:
-            return text if _OWN_PROCESS.fullmatch(text) else None
+            return said if _OWN_PROCESS.fullmatch(said) else None
         if one.kind == titles.PARALLEL_WORKER:
-            return text
+            return said
         if one.kind == titles.AUTOVACUUM_WORKER:
             database = self._name("database", one.database)
-            return f"autovacuum worker {database}" if one.database else text
-        is_client = one.kind == titles.CLIENT_BACKEND and one.database
-        if one.host is None or one.user is None or not (is_client or one.kind == titles.WALSENDER):
-            return None
-        if one.state is None and titles.parse_state(text) is None:
-            return None
-        words = ["walsender"] if one.kind == titles.WALSENDER else []
-        words.append(self._name("user", one.user))
-        if one.database:
-            words.append(self._name("database", one.database))
-        words += [self._client(one), _QUOTED.sub('"label"', text)]
-        return " ".join(words)
+            return f"autovacuum worker {database}" if one.database else said
+        return None
+
+    def _names(self, text: str, one: Title) -> str:
+        """The user and, but for most walsenders, the database; or words that can be both."""
+        if one.user and one.database:
+            return f"{self._name('user', one.user)} {self._name('database', one.database)}"
+        if one.user and one.kind == titles.WALSENDER:
+            return self._name("user", one.user)
+        if one.user == _WALSENDER:
+            return one.user  # of that name, walsender or not
+        before = text if one.text is None else text[: -len(one.text) - 1].rpartition(" ")[0]
+        return f"{self._name('names', before)} with spaces"
+
+    def _doing(self, text: str, one: Title) -> str:
+        """What the session does; what only an extension writes may be anything."""
+        if one.text is None:
+            return self._name("text", text)
+        if one.state is None and titles.parse_state(one.text) is None:
+            return self._name("text", one.text)
+        return _QUOTED.sub('"label"', one.text)
 
     def _client(self, one: Title) -> str:
         if one.host == titles.LOCAL:

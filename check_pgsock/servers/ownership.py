@@ -3,7 +3,6 @@
 postmaster.py decides, on values alone.
 """
 
-from check_pgsock.legs import listeners_at
 from check_pgsock.servers.postmaster import Census, Cluster, Port, prove
 from check_pgsock.sockets.model import LISTEN, Listener, Query, Socket
 from check_pgsock.sockets.reader import SocketReader
@@ -25,12 +24,10 @@ def find_cluster(
     """The cluster that owns `listeners`, and the proof in words; of a recording as it was then.
 
     `reader` is the place of `view` that they are in, `bound` are all listeners on `port` there,
-    `accepted` all connections to it; those that others of `bound` accepted prove nothing. Raises
-    limits.LimitUnknown where nothing proves it.
+    `accepted` all connections to it. Raises limits.LimitUnknown where nothing proves it.
     """
     table = view.processes()
     uids = {one.uid for one in listeners}
-    inodes = {one.inode for one in listeners}
     census = Census(table, uids)
     if view.recorded is not None:
         pid, proof = view.recorded.owner(f"port {port}", listeners)
@@ -40,11 +37,7 @@ def find_cluster(
             port,
             listeners,
             bound,
-            {
-                (one.remote_address, one.remote_port): one.local_address
-                for one in accepted
-                if inodes.issuperset(at.inode for at in listeners_at(one.local_address, bound))
-            },
+            {(one.remote_address, one.remote_port): one.local_address for one in accepted},
             lambda: {one.port for one in reader.listeners() if one.uid in uids} - {port},
         ),
         census.clusters,

@@ -208,7 +208,7 @@ class _Place:
             by_listener.setdefault(inode, []).append(one)
         for inode, sockets in by_listener.items():
             listeners = [each for each in bound if each.inode == inode]
-            backends = self._backends(port, listeners, bound, accepted) if listeners else None
+            backends = self._backends(port, listeners, bound, sockets) if listeners else None
             servers.append(_Server(sockets, backends))
         return servers
 

@@ -4,7 +4,7 @@ from check_pgsock import view
 from check_pgsock.errors import PgsockError
 from check_pgsock.legs import Leg, format_address
 from check_pgsock.plugin import WHO_LINES, Run
-from check_pgsock.servers.forwarders import describe, find_forwarder
+from check_pgsock.servers.forwarders import POSSIBLE, describe, find_forwarders
 from check_pgsock.sockets.model import Listener, Tally
 from check_pgsock.sockets.reader import Reader
 from check_pgsock.unix.leg import Sessions
@@ -54,14 +54,23 @@ def listener_floor(
     return run.options.no_listener, reason
 
 
-def refuse_forwarded(view: View, leg: Leg, listeners: "list[Listener]") -> None:
+def refuse_forwarded(view: View, leg: Leg, listeners: "list[Listener]") -> "list[str]":
     """Raise PgsockError where a listener of a server leg only forwards: whatever is counted on it,
-    the sessions of the server behind it are elsewhere.
+    the sessions of the server behind it are elsewhere. Where it may, that is returned as notes; it
+    is refused, too, if there is nothing on it that a server or a pooler would have.
     """
     mine = leg.listeners(listeners) if leg.server else []
-    found = find_forwarder(view, mine) if mine else None
-    if found is not None:
-        raise PgsockError(describe(found))
+    notes = []
+    for found in find_forwarders(view, mine) if mine else ():
+        if found.certainty != POSSIBLE:
+            raise PgsockError(describe(found))
+        from check_pgsock.servers.possible_forwarders import is_idle, is_refuted  # few hosts
+
+        if not found.contested and is_idle(view, leg, found.listener.port):
+            raise PgsockError(describe(found))
+        if not is_refuted(view, found):
+            notes.append(describe(found))
+    return notes
 
 
 def session_notes(view: View, leg: Leg, sessions: Sessions) -> "tuple[list[str], list[str]]":

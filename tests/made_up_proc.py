@@ -9,7 +9,9 @@ from check_pgsock.proc_files import LiveProc
 from check_pgsock.sockets.reader import SocketReader
 from check_pgsock.view import View
 
-Fake = tuple[str, int, list[str]]  # command, uid and arguments
+# Command, uid and arguments; what begins with the command and ":" is a title, of a child of the
+# process before it.
+Fake = tuple[str, int, list[str]]
 INODE = 900
 FIRST_PID = 100
 
@@ -30,7 +32,11 @@ def make_proc(root: Path, uid: int, fakes: list[Fake], port: int = 5432) -> View
         (directory / "net").mkdir(parents=True)
         (directory / "comm").write_text(f"{command}\n", encoding="utf-8")
         (directory / "status").write_text(f"Uid:\t{owner}\t{owner}\t{owner}\n", encoding="utf-8")
-        (directory / "cmdline").write_text("\0".join([command, *arguments, ""]), encoding="utf-8")
+        is_title = "".join(arguments).startswith(f"{command}: ")
+        words, parent = (arguments, pid - 1) if is_title else ([command, *arguments], 1)
+        stat = f"{pid} ({command}) S {parent} {'0 ' * 48}\n"
+        (directory / "stat").write_text(stat, encoding="utf-8")
+        (directory / "cmdline").write_text("\0".join([*words, ""]), encoding="utf-8")
         (directory / "net" / "tcp").write_text(tcp_table(port, uid), encoding="utf-8")
     deadline = Deadline(5)
     return View(SocketReader("auto", None, deadline), LiveProc(str(root)), deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +12,26 @@ import pytest
 from check_pgsock.pgsock.lab import processes
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.hosts import NamespaceHost
+from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session
-from check_pgsock.servers.forwarders import describe, find_forwarder
+from check_pgsock.servers.forwarders import (
+    POSSIBLE,
+    PROBABLE,
+    Forwarder,
+    describe,
+    find_forwarders,
+)
+from check_pgsock.servers.possible_forwarders import is_refuted
 from check_pgsock.sockets.model import Listener
+from check_pgsock.sockets.reader import SocketReader
+from check_pgsock.view import View
 from tests import restricted, support
 from tests.conftest import Installations, MakePg, OpenSessions
 from tests.forwarding import docker_proxy, forwarder
 from tests.made_up_proc import Fake, make_proc, tcp_table
 from tests.moment import LOCAL4
+from tests.test_listener_map import idle_user
 
 CONTAINER = (
     "its connections are in another network namespace; run the check there or name it with "
@@ -30,6 +42,7 @@ ELSEWHERE = (
     "check there, or name its network namespace with --netns PID if it is on this host"
 )
 POSTGRES: Fake = ("postgres", 26, ["-D", "/data"])
+WRITER: Fake = ("postgres", 26, ["postgres: background writer "])
 DOCKER: Fake = ("docker-proxy", 0, docker_proxy("127.0.0.1", 5432))
 DOCKER_6432: Fake = ("docker-proxy", 0, docker_proxy("127.0.0.1", 6432))
 HAPROXY: Fake = ("haproxy", 99, ["-f", "/etc/haproxy/haproxy.cfg"])
@@ -38,6 +51,8 @@ BOUNCER: Fake = ("pgbouncer", 26, ["/etc/pgbouncer/pgbouncer.ini"])
 SSH: Fake = ("ssh", 26, ["-N", "-L", "5432:db:5432", "gate"])
 LOGIN: Fake = ("ssh", 26, ["gate"])
 SSHD: Fake = ("sshd", 0, ["-D"])
+TUNNEL: Fake = ("sshd", 26, ["sshd: app@notty"])
+TUNNEL_PARENT: Fake = ("sshd", 0, ["sshd: app [priv]"])
 
 
 @pytest.mark.parametrize(
@@ -66,10 +81,9 @@ def test_whose_it_may_be_without_descriptors(
     tmp_path: Path, uid: int, fakes: list[Fake], expected: str | None
 ) -> None:
     view = make_proc(tmp_path, uid, fakes)
-    found = find_forwarder(view, [Listener(LOCAL4, 5432, uid, 900, 1, 0, 128)])
+    found = first(find_forwarders(view, [Listener(LOCAL4, 5432, uid, 900, 1, 0, 128)]), PROBABLE)
     assert (None if found is None else found.process.command) == expected
     if found is not None:
-        assert not found.proven
         where = CONTAINER if expected in ("docker-proxy", "rootlessport") else ELSEWHERE
         assert describe(found) == (
             f"port 5432 at 127.0.0.1 is probably only forwarded here, by {expected} "
@@ -77,14 +91,101 @@ def test_whose_it_may_be_without_descriptors(
         )
 
 
+@pytest.mark.parametrize(
+    ("uid", "fakes", "expected"),
+    [
+        (26, [LOGIN], ("ssh", False)),
+        (26, [POSTGRES, LOGIN], ("ssh", True)),
+        (26, [LOGIN, BOUNCER], ("ssh", True)),
+        (26, [SSHD, LOGIN, ("postgres", 27, [])], ("ssh", False)),
+        (26, [ROOTLESS, POSTGRES], ("rootlessport", True)),
+        (26, [LOGIN, ROOTLESS, BOUNCER], ("rootlessport", True)),
+        (26, [("haproxy", 26, []), POSTGRES], ("haproxy", True)),
+        (26, [TUNNEL], ("sshd", False)),
+        (0, [("nginx", 0, []), ("nginx", 33, [])], ("nginx", False)),
+        (0, [("traefik", 0, [])], ("traefik", False)),
+        # Not possible.
+        (0, [LOGIN], None),
+        (26, [SSHD, TUNNEL_PARENT, POSTGRES], None),
+        (0, [SSHD, TUNNEL_PARENT], None),
+        (26, [("ssh", 26, ["-N", "-L", "5433:db:5432", "gate"])], None),  # another port
+        (26, [("ssh", 26, ["-oClearAllForwardings=yes", "gate", "-s", "sftp"])], None),
+        (26, [("kubectl", 26, ["get", "pods"])], None),
+        (26, [("nginx", 33, []), HAPROXY, POSTGRES], None),
+        (26, [SSH], None),  # probable
+    ],
+)
+def test_which_may_be_and_no_more(
+    tmp_path: Path, uid: int, fakes: list[Fake], expected: tuple[str, bool] | None
+) -> None:
+    view = make_proc(tmp_path, uid, fakes)
+    found = first(find_forwarders(view, [Listener(LOCAL4, 5432, uid, 900, 1, 0, 128)]), POSSIBLE)
+    assert (None if found is None else (found.process.command, found.contested)) == expected
+    if found is not None:
+        where = CONTAINER if found.process.command == "rootlessport" else ELSEWHERE
+        assert describe(found) == (
+            f"port 5432 at 127.0.0.1 may only be forwarded here, by {found.process.command} "
+            f"(process {found.process.pid}), which cannot be seen without root: then {where}"
+        )
+
+
+def test_each_listener_has_its_own(tmp_path: Path) -> None:
+    view = make_proc(tmp_path, 26, [LOGIN])
+    listeners = [Listener(address, 5432, 26, 900, 1, 0, 128) for address in (LOCAL4, bytes(4))]
+    assert len(find_forwarders(view, listeners)) == 1  # one and the same
+    assert find_forwarders(view, [listeners[0]._replace(inode=901)]) == []  # none there
+
+
+def first(found: list[Forwarder], certainty: str) -> Forwarder | None:
+    """The only one, if it is as certain as that."""
+    assert len(found) <= 1
+    return found[0] if found and found[0].certainty == certainty else None
+
+
 def test_poolers_that_systemd_listens_for_keep_their_usual_port(tmp_path: Path) -> None:
-    view = make_proc(tmp_path, 0, [BOUNCER, HAPROXY], 6432)
-    assert find_forwarder(view, [Listener(LOCAL4, 6432, 0, 900, 1, 0, 128)]) is None
+    assert is_doubtful(tmp_path, 0, [BOUNCER, HAPROXY], 6432) is False
+
+
+def postgres_on(port: int) -> Fake:
+    """A postmaster whose command line names its port."""
+    return "postgres", 26, ["-D", "/data", "-p", str(port)]
+
+
+@pytest.mark.parametrize(
+    ("fakes", "port", "expected"),
+    [
+        ([POSTGRES, WRITER, LOGIN], 5432, False),  # as on a host whose backups go over ssh
+        ([POSTGRES, WRITER, LOGIN], 5433, True),
+        ([postgres_on(5433), WRITER, LOGIN], 5433, False),
+        ([postgres_on(5433), WRITER, LOGIN], 5432, True),
+        ([BOUNCER, TUNNEL], 6432, False),
+        ([BOUNCER, TUNNEL], 6433, True),
+        ([POSTGRES, WRITER, ROOTLESS], 5432, True),  # the usual port is that of containers, too
+        ([postgres_on(5432), WRITER, ROOTLESS], 5432, False),
+        ([BOUNCER, POSTGRES, WRITER, ("haproxy", 26, [])], 5433, True),
+        ([LOGIN], 5432, True),
+    ],
+)
+def test_what_names_a_server_refutes_that_it_forwards(
+    tmp_path: Path, fakes: list[Fake], port: int, expected: bool
+) -> None:
+    assert is_doubtful(tmp_path, 26, fakes, port) is expected
+
+
+def is_doubtful(directory: Path, uid: int, fakes: list[Fake], port: int) -> bool:
+    """Whether it is to be said that the listener may be the forwarder's among `fakes`."""
+    made = make_proc(directory, uid, fakes, port)
+    (directory / "net").mkdir()
+    (directory / "net" / "tcp").write_text(tcp_table(port, uid), encoding="ascii")
+    view = View(SocketReader("auto", str(directory), made.deadline), made.files, made.deadline)
+    (found,) = find_forwarders(view, view.reader.listeners(port))
+    assert found.certainty == POSSIBLE
+    return not is_refuted(view, found)
 
 
 def test_forwarders_elsewhere_are_not_meant(tmp_path: Path) -> None:
     view = make_proc(tmp_path, 0, [DOCKER])
-    assert find_forwarder(view, [Listener(LOCAL4, 5432, 0, 901, 1, 0, 128)]) is None
+    assert find_forwarders(view, [Listener(LOCAL4, 5432, 0, 901, 1, 0, 128)]) == []
 
 
 @pytest.fixture
@@ -191,6 +292,86 @@ def test_a_name_without_the_listener_changes_nothing(
             done = support.run("close_wait", "-p", str(pg.port), user="daemon")
             # A program of the server's own user may have what it says that it has.
             assert done.code == (3 if user == "nobody" else 0)
+
+
+def test_a_forwarder_that_nobody_can_tell() -> None:
+    support.require("root")
+    user, port = idle_user(), processes.free_port()
+    # What its configuration file forwards is on no command line.
+    ends = ("127.0.0.1", port), ("127.0.0.1", processes.free_port())
+    with (
+        socket.create_server(ends[1]),
+        forwarder("ssh", ["-N", "gate"], *ends, user=user) as pid,
+    ):
+        limit = ("-p", str(port), "--limit", "97")
+        named = f"forwarded here, by ssh (process {pid})"
+        where = f"port {port} at 127.0.0.1"
+        sentence = f"{where} is only {named}: {ELSEWHERE}"
+        done = support.run("saturation", *limit)
+        assert done == (3, f"PGSOCK_SATURATION UNKNOWN - {sentence}\n", "")
+        sentence = (
+            f"{where} may only be {named}, which cannot be seen without root: then {ELSEWHERE}"
+        )
+        done = support.run("saturation", *limit, user="daemon")
+        assert done == (3, f"PGSOCK_SATURATION UNKNOWN - {sentence}\n", "")
+        for check in ("close_wait", "thrashing"):
+            done = support.run(check, "-p", str(port), user="daemon")
+            assert done == (3, f"PGSOCK_{check.upper()} UNKNOWN - {sentence}\n", "")
+        # There is something on it: then it is told, and doubted.
+        with socket.create_connection(("127.0.0.1", port)):
+            done = support.run("saturation", *limit, user="daemon")
+            first, *notes = done.out.splitlines()
+            assert first.startswith(ok(f"1 of 97 connections (1 %) on port {port}"))
+            assert (done.code, notes) == (0, [sentence])
+            done = support.run("close_wait", "-p", str(port), user="daemon")
+            assert (done.code, done.out.splitlines()[1:]) == (0, [sentence])
+            done = support.run(
+                "thrashing", "-p", str(port), "--window", "0.2", "-w", "100", "-c", "100",
+                user="daemon",
+            )  # fmt: skip
+            assert (done.code, done.out.splitlines()[1:]) == (0, [sentence])
+
+
+def test_a_forwarder_of_the_servers_user_is_a_doubt_until_it_is_proven(make_pg: MakePg) -> None:
+    support.require("root")
+    user = idle_user()
+    pg, other = make_pg(user=user), processes.free_port()
+    with forwarder("ssh", ["repository", "backup"], ("127.0.0.1", other), user=user) as pid:
+        limit = ("-p", str(pg.port), "--limit", "97")
+        first, *notes = support.run("saturation", *limit, user="daemon").out.splitlines()
+        assert first.startswith(ok(f"0 of 97 connections (0 %) on port {pg.port}"))
+        assert notes == [
+            f"port {pg.port} at 127.0.0.1 may only be forwarded here, by ssh (process {pid}), "
+            f"which cannot be seen without root: then {ELSEWHERE}"
+        ]
+        done = support.run("saturation", *limit)
+        assert (done.code, len(done.out.splitlines())) == (0, 1)
+        with pg.connect():  # whose title proves it
+            done = support.run("saturation", *limit, user="daemon")
+            assert (done.code, len(done.out.splitlines())) == (0, 1), done
+
+
+def test_ordinary_hosts_have_no_doubts(
+    pg: PostgresServer, pgbouncer: PgBouncerServer, sessions: OpenSessions
+) -> None:
+    support.require("root")
+    with contextlib.ExitStack() as stack:
+        for name, arguments, user in (
+            ("sshd", ["-D"], None),
+            ("sshd", ["-i"], "nobody"),
+            ("nginx", ["-g", "daemon off;"], None),
+            ("nginx", ["-g", "daemon off;"], "www-data"),
+            ("haproxy", ["-f", "x"], "mail"),
+            ("ssh", ["gate"], None),
+            ("kubectl", ["get", "pods"], "nobody"),
+        ):
+            there = ("127.0.0.1", processes.free_port())
+            stack.enter_context(forwarder(name, arguments, there, user=user))
+        for server in (pg, pgbouncer):
+            for check in ("saturation", "close_wait"):
+                limit = ("--limit", "50") if check == "saturation" else ()
+                done = support.run(check, "-p", str(server.port), *limit, user="daemon")
+                assert (done.code, len(done.out.splitlines())) == (0, 1), done
 
 
 def test_where_processes_are_hidden_nothing_is_known_of_forwarders() -> None:

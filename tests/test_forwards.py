@@ -36,6 +36,7 @@ ANY4 = bytes(4)
         ("ssh -D 127.0.0.1:1080 gate", [Forward(LOCAL4, 1080, None)]),
         ("ssh -oLocalForward=5432_db:5433 gate", [Forward(None, 5432, "db:5433")]),
         ("ssh -o localforward_127.0.0.1:5432_db:5433 x", [Forward(LOCAL4, 5432, "db:5433")]),
+        ("ssh -oClearAllForwardings=yes -L 5432:db:5433 gate", []),
         ("ssh -L /tmp/socket:db:5433 gate", None),
         ("ssh -R 5432:db:5433 gate", None),
         ("ssh -L 5432 gate", None),

@@ -15,17 +15,23 @@ import pytest
 from check_pgsock.deadline import Deadline
 from check_pgsock.pgsock.architecture import Edge, Graph, Node, build_graph
 from check_pgsock.pgsock.lab import processes
+from check_pgsock.pgsock.lab.hosts import LOCAL, NamespaceHost
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session
 from check_pgsock.pgsock.links import Link, Party
 from check_pgsock.pgsock.map_output import dot_lines, text_lines
+from check_pgsock.proc_files import LiveProc
 from check_pgsock.processes import Process
+from check_pgsock.recording.replay import open_recording
 from check_pgsock.servers.listeners import Endpoint
 from check_pgsock.servers.owners import Owner
 from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL
 from check_pgsock.sockets.model import Listener
-from check_pgsock.sockets.reader import SocketReader
+from check_pgsock.sockets.reader import SocketReader, open_namespaces
+from check_pgsock.unix.leg import read_sessions
+from check_pgsock.unix.server import say_elsewhere
+from check_pgsock.view import View
 from tests import support
 from tests.conftest import MakePg, OpenSessions
 from tests.forwarding import forwarder
@@ -283,6 +289,55 @@ def named_edges(found: Any) -> set[tuple[Any, ...]]:
         (names[one["source"]], names[one["target"]], *(one[key] for key in keys))
         for one in found["edges"]
     }
+
+
+def test_sessions_of_clients_in_other_network_namespaces(
+    make_pg: MakePg, two_hosts: tuple[NamespaceHost, NamespaceHost], tmp_path: Path
+) -> None:
+    there, _ = two_hosts
+    user = idle_user()
+    pg = make_pg(user=user)  # no other server's: it is the user's sessions that are counted
+    path = str(pg.socket_directory / f".s.PGSQL.{pg.port}")
+    port, both = ("-p", str(pg.port)), ("--netns", "self", "--netns", str(there.process.pid))
+    client = f"{support.own_command()}, user root, process {os.getpid()}"
+    server = f"postgres, process {pg.pid}"
+    note = (
+        f"{path}: not counted: at least 2 sessions over Unix sockets of the server, of clients in "
+        "other network namespaces (--netns adds them)"
+    )
+    with contextlib.ExitStack() as stack:
+        for host in (LOCAL, there, there):
+            with host.entered():
+                stack.enter_context(Session.connect(str(pg.socket_directory), pg.port))
+        here = listeners("--map", *port)
+        assert named_edges(here) == {(client, server, path, 1, "process")}
+        assert here["notes"] == [note]
+        text = support.run("pgsock", "listeners", "--map", *port)
+        assert text.out.splitlines()[-1] == note
+        # To a stranger they may be another server's of the user, which has but one.
+        stranger = listeners("--map", *port, user=STRANGER)
+        assert note.replace("server,", "server, or of another of its user,") in stranger["notes"]
+        whole = listeners("--map", *port, *both)
+        assert named_edges(whole) == {(client, server, f"{path} in self", 3, "process")}
+        assert whole["notes"] == []
+        # There procfs alone may be read: by name, and of nobody known.
+        stranger = listeners("--map", *port, *both, user=STRANGER)
+        assert named_edges(stranger) == {
+            ("user root", server, f"{path} in self", 1, "user"),
+            ("unknown", server, f"{path} in self", 2, None),
+        }
+        # What `pgsock connections --socket` says comes of the same.
+        deadline = Deadline(20)
+        for names, expected in ((["self"], note.partition(": ")[2]), (both[1::2], None)):
+            view = View(open_namespaces(names, "auto", deadline), LiveProc("/proc"), deadline)
+            assert say_elsewhere(view, read_sessions(view.reader, (path,))) == expected
+        file = tmp_path / "moment"
+        done = support.run("pgsock", "record", str(file))
+        assert done.code == 0, done
+        view = open_recording(str(file), None, (), deadline)
+        recorded = read_sessions(view.reader, (path,))
+        assert len(recorded.connected) == 1
+        assert say_elsewhere(view, recorded) is None  # titles of another moment tell nothing
 
 
 def test_poolers_that_share_a_port(pg: PostgresServer) -> None:

@@ -12,6 +12,7 @@ from check_pgsock.servers.programs import (
     POOLERS,
     POSTGRESQL,
     kind_of,
+    may_forward,
     may_hold,
     only_forwards,
 )
@@ -29,6 +30,26 @@ def test_kinds() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("command", "title", "expected"),
+    [
+        ("ssh", "ssh gate", True),
+        ("sshd", "sshd: app@notty", True),
+        ("sshd", "sshd: app", True),  # of `ssh -N`
+        ("sshd-session", "sshd-session: app@pts/0,pts/1", True),
+        ("sshd", "sshd: app [priv]", False),
+        ("sshd-session", "sshd-session: [accepted]", False),
+        ("sshd", "sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups", False),
+        ("sshd", "/usr/sbin/sshd -D", False),
+        ("sshd", "sshd", False),
+    ],
+)
+def test_the_daemon_that_every_host_has_does_not_forward(
+    command: str, title: str, expected: bool
+) -> None:
+    assert may_forward(command, title) is expected
+
+
 def test_names_fit_into_what_the_kernel_keeps() -> None:
     assert max(map(len, (*POOLERS, *PLAIN_FORWARDERS, *OTHER_FORWARDERS))) <= 15
 
@@ -42,6 +63,9 @@ def test_names_fit_into_what_the_kernel_keeps() -> None:
         ("pgbouncer", 26, 6432, 0, True),
         ("pgbouncer", 26, 5432, 0, False),
         ("haproxy", 99, 5432, 0, True),
+        ("nginx", 33, 5432, 0, True),
+        ("ssh", 26, 5432, 0, False),
+        ("sshd", 0, 5432, 0, True),
         ("haproxy", 0, 5432, 99, False),
     ],
 )

@@ -107,7 +107,7 @@ def probe(run: Run) -> Report:
     view = open_view(run)
     reader = view.reader
     tally = count(reader, leg, CLOSE_WAIT, ESTABLISHED, LISTEN)
-    refuse_forwarded(view, leg, tally.listeners)
+    doubts = refuse_forwarded(view, leg, tally.listeners)
     sessions = read_told(reader, leg)
     number = tally.count(CLOSE_WAIT) + len(sessions.gone)
     unclosed: list[Unclosed] = []
@@ -135,7 +135,7 @@ def probe(run: Run) -> Report:
             Metric("close_wait", number),
             Metric("established", tally.count(ESTABLISHED) + sessions.established),
         ],
-        notes=[*reader.notes(), *notes],
+        notes=[*reader.notes(), *doubts, *notes],
         who=lambda: who(view, leg, unclosed or look(reader, leg)),
         told=[f"looked {'twice' if looks == 2 else 'once'}", *told],
         details=[*reader.describe(), *sessions.describe()],

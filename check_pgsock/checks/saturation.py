@@ -78,7 +78,7 @@ def probe(run: Run) -> Report:
     sessions = read_sessions(reader, leg.paths)
     established = tally.count(ESTABLISHED) + sessions.established
     floor = listener_floor(run, leg, tally.listeners, sessions.missing)
-    refuse_forwarded(view, leg, tally.listeners)
+    doubts = refuse_forwarded(view, leg, tally.listeners)
     notes, told = session_notes(view, leg, sessions)
     slots: Optional[int] = run.options.limit
     if slots is None and floor is None:
@@ -99,7 +99,7 @@ def probe(run: Run) -> Report:
     return Report(
         headline(established, slots, leg),
         measure(leg, tally, sessions, slots),
-        notes=[*reader.notes(), *notes],
+        notes=[*reader.notes(), *doubts, *notes],
         who=lambda: who(view, leg, sessions),
         told=told,
         details=[*reader.describe(), *sessions.describe()],

@@ -133,7 +133,7 @@ def probe(run: Run) -> Report:
     sessions = read_sessions(reader, leg.paths)
     listeners = count(reader, leg, LISTEN).listeners
     floor = listener_floor(run, leg, listeners, sessions.missing)
-    refuse_forwarded(view, leg, listeners)
+    doubts = refuse_forwarded(view, leg, listeners)
     ports: Optional[int] = None
     if _has_percent(run.options):
         from check_pgsock.sockets.port_range import read_port_count
@@ -144,7 +144,7 @@ def probe(run: Run) -> Report:
         only_with_data=run.options.ignore_probes,
         unix_reader=open_view(run).reader if leg.ports and leg.paths else reader,
     )  # fmt: skip
-    return report(run, leg, view, seen, sessions, ports, floor)
+    return report(run, leg, view, seen, sessions, ports, floor, doubts)
 
 
 def report(
@@ -155,6 +155,7 @@ def report(
     sessions: Sessions,
     ports: "Optional[int]",
     floor: "Optional[tuple[str, str]]",
+    doubts: "list[str]",
 ) -> Report:
     """Put the measured values into words."""
     reader = view.reader
@@ -168,7 +169,7 @@ def report(
     return Report(
         headline(run.options, churn, leg, seen.refusal is not None),
         metrics,
-        notes=[*notes(leg, seen), *qualified],
+        notes=[*doubts, *notes(leg, seen), *qualified],
         who=lambda: who(run, leg, view, seen, churn, waiting, ports),
         told=[counts(seen.churn), *in_time_wait, *told],
         details=[

@@ -1,7 +1,8 @@
 """Who is connected to what: the ESTABLISHED connections of endpoints and of their owners, read.
 
 Each connection is seen once: those that an endpoint accepted by the accepted end, those that an
-owner made to elsewhere by the end that connected.
+owner made to elsewhere by the end that connected. The accepted end of a Unix session is in the
+network namespace of its client, whatever the one of the endpoint: it is looked for in all places.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from check_pgsock.errors import SourceError
 from check_pgsock.legs import listeners_at
+from check_pgsock.pgsock.listener_rows import join_names, pids_of
+from check_pgsock.servers.programs import POSTGRESQL
 from check_pgsock.sessions.survey import find_holders
 from check_pgsock.sockets.model import ESTABLISHED, Listener, Query
 from check_pgsock.sockets.unix_sockets import UnixListener, UnixSocket
+from check_pgsock.unix.leg import Sessions
+from check_pgsock.unix.server import say_elsewhere
 
 if TYPE_CHECKING:
     from check_pgsock.servers.listeners import Endpoint
@@ -43,18 +49,41 @@ class Link(NamedTuple):
     port: int | None = None
 
 
-def read_links(view: View, endpoints: Sequence[Endpoint]) -> list[Link]:
+def read_links(view: View, endpoints: Sequence[Endpoint]) -> tuple[list[Link], list[str]]:
     """The connections that `endpoints` accepted, and those to elsewhere that users of their owners
-    made. Raises SourceError.
+    made; and sentences on what is missing of them. Raises SourceError.
     """
     links = _Links(view, endpoints)
     links.read()
-    return links.found
+    return links.found, links.notes or _say_elsewhere(view, endpoints)
+
+
+def _say_elsewhere(view: View, endpoints: Iterable[Endpoint]) -> list[str]:
+    """Sentences on the sessions over Unix sockets of PostgreSQL servers among `endpoints` that are
+    in none of the places read.
+    """
+    servers: dict[tuple[int, ...], list[tuple[Endpoint, UnixListener]]] = {}
+    for one, listener in _unix(endpoints):
+        if one.owner is not None and one.owner.kind == POSTGRESQL:
+            servers.setdefault(pids_of(one), []).append((one, listener))
+    notes: dict[str, list[str]] = {}
+    for mine in servers.values():
+        sessions = Sessions()
+        sessions.listeners = [listener for _, listener in mine]
+        note = say_elsewhere(view, sessions)
+        if note is not None:
+            notes.setdefault(note, []).extend(one.label for one, _ in mine)
+    return [f"{join_names(names)}: {note}" for note, names in notes.items()]
+
+
+def _unix(endpoints: Iterable[Endpoint]) -> list[tuple[Endpoint, UnixListener]]:
+    return [(one, one.listener) for one in endpoints if isinstance(one.listener, UnixListener)]
 
 
 class _Links:
     def __init__(self, view: View, endpoints: Sequence[Endpoint]) -> None:
         self.found: list[Link] = []
+        self.notes: list[str] = []
         self._view = view
         self._endpoints = endpoints
         self._parties: dict[int, Party] = {}
@@ -64,7 +93,7 @@ class _Links:
             one.reader: one.reader.sockets(Query((), True, 1 << ESTABLISHED))
             for one in self._endpoints
         }
-        unix = [self._read_unix(reader) for reader in places]
+        unix = [self._read_unix(reader) for reader in self._view.reader.each]
         ends = {reader: {one[1:5]: one for one in sockets} for reader, sockets in places.items()}
         accepted: list[tuple[list[Endpoint], Socket, Socket | None]] = []
         outgoing: list[Socket] = []
@@ -110,26 +139,27 @@ class _Links:
         return found
 
     def _read_unix(self, reader: SocketReader) -> list[tuple[Endpoint, UnixSocket | None]]:
-        """The sessions of the Unix endpoints of a place, with their clients' ends."""
-        mine = {
-            (one.listener.path, one.listener.file): one
-            for one in self._endpoints
-            if one.reader is reader and isinstance(one.listener, UnixListener)
-        }
+        """The sessions of clients in a place over any Unix endpoint, with the clients' ends."""
+        mine = _unix(self._endpoints)
 
         def is_session(one: AnyUnix) -> bool:
             return isinstance(one, UnixSocket) and one.inode != 0 and one.peer_inode != 0
 
         if not mine:
             return []
-        sessions = [
-            one
-            for one in reader.unix(1 << ESTABLISHED, is_session)
-            if isinstance(one, UnixSocket) and (one.path, one.file) in mine
+        try:
+            sessions = reader.unix(1 << ESTABLISHED, is_session)
+        except SourceError as error:
+            self.notes.append(f"sessions over Unix sockets are not shown: {error}")
+            return []
+        found = [
+            (_accepting(one, reader, mine), one) for one in sessions if isinstance(one, UnixSocket)
         ]
-        peers = reader.unix_peers(sessions)
+        peers = reader.unix_peers(one for endpoint, one in found if endpoint is not None)
         return [
-            (mine[one.path or b"", one.file], peers.get(one.peer_inode or 0)) for one in sessions
+            (endpoint, peers.get(one.peer_inode or 0))
+            for endpoint, one in found
+            if endpoint is not None
         ]
 
     def _read_holders(self, sockets: Iterable[Socket], unix: Iterable[UnixSocket]) -> None:
@@ -166,6 +196,27 @@ def _find_end(
     if found is None and not _is_loopback(one.remote_address):
         found = next((each[mirrored] for each in others if mirrored in each), None)
     return found
+
+
+def _accepting(
+    one: UnixSocket, reader: SocketReader, endpoints: Iterable[tuple[Endpoint, UnixListener]]
+) -> Endpoint | None:
+    """The endpoint that accepted the session `one` of a client in the place of `reader`.
+
+    Told by its socket file. Where either end has none it is told by name, in the same place
+    first: procfs tells no files, and an abstract name is known in one place alone (unix(7)).
+    """
+    named = [
+        (each, listener)
+        for each, listener in endpoints
+        if listener.path == one.path
+        if each.reader is reader or not listener.path.startswith(b"\0")
+    ]
+    for each, listener in named:
+        if one.file is not None and listener.file == one.file:
+            return each
+    alike = [each for each, listener in named if one.file is None or listener.file is None]
+    return min(alike, key=lambda each: each.reader is not reader, default=None)
 
 
 def _is_loopback(address: bytes) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pwd
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from check_pgsock.legs import format_address
 from check_pgsock.servers.owner_details import Details, read_details
+from check_pgsock.servers.programs import POSTGRESQL
 from check_pgsock.text import clean
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ _NOT_SEEN = {
     "owner": "who holds {}",
     "data_directory": "the data directory of {}",
     "backlog": "backlog and drops of {}",
+    "drops": "drops of {}",
     "limit": "the limit of {}",
     "limit_pending": "whether a change of the configuration of {} is pending",
 }
@@ -74,7 +76,7 @@ def _row(view: View, one: Endpoint, details: Details, refused: bool) -> dict[str
         "configuration_file": details.configuration_file,
         "accept_queue": listener.accept_queue,
         "backlog": listener.backlog,
-        "drops": getattr(listener, "drops", None),
+        "drops": getattr(listener, "drops", None) if _tells_drops(one) else None,
         "limit_usable_slots": details.limit,
         "limit_max_connections": details.max_connections,
         "limit_reserved_slots": details.reserved,
@@ -98,7 +100,19 @@ def _not_seen(one: Endpoint, details: Details, refused: bool) -> dict[str, str]:
         )
     if one.listener.backlog is None:
         found["backlog"] = "procfs does not tell them: --source netlink"
+    elif one.address is not None and not _tells_drops(one):
+        found["drops"] = (
+            "a listener with TCP_DEFER_ACCEPT, as PgBouncer has it, counts connections that were "
+            "made among them; only of PostgreSQL's it is known to have none"
+        )
     return found
+
+
+def _tells_drops(one: Endpoint) -> bool:
+    """Whether what the kernel counts as dropped was refused: PostgreSQL never defers accepting
+    (TCP_DEFER_ACCEPT in tcp(7)), which adds the handshakes that wait for data.
+    """
+    return one.owner is not None and one.owner.kind == POSTGRESQL
 
 
 def find_user(uid: int | None) -> str | None:
@@ -109,17 +123,21 @@ def find_user(uid: int | None) -> str | None:
         return None
 
 
-def describe_not_seen(endpoints: Iterable[Endpoint], rows: Iterable[dict[str, Any]]) -> list[str]:
-    """A sentence for each kind of what could not be seen, and each reason."""
+def describe_not_seen(
+    endpoints: Iterable[Endpoint], rows: Iterable[dict[str, Any]], left_out: Collection[str] = ()
+) -> list[str]:
+    """A sentence for each kind of what could not be seen, and each reason; `left_out` are the
+    kinds that are not shown.
+    """
     reasons: dict[tuple[str, str], list[str]] = {}
     for one, row in zip(endpoints, rows):
         for key, why in row["not_seen"].items():
             reasons.setdefault((key, why), []).append(one.label)
     return [
-        f"not seen: {what.format(_join(names))} ({why})"
+        f"not seen: {what.format(join_names(names))} ({why})"
         for key, what in _NOT_SEEN.items()
         for (one, why), names in reasons.items()
-        if one == key
+        if one == key and key not in left_out
     ]
 
 
@@ -132,9 +150,10 @@ def describe_limits(endpoints: Iterable[Endpoint], rows: Iterable[dict[str, Any]
         if row["limit_reserved_is_assumed"]:
             text = f"{row['limit_reserved_slots']} reserved slots are assumed (the defaults)"
             notes.setdefault(text, []).append(one.label)
-    return [f"{_join(names)}: {text}" for text, names in notes.items()]
+    return [f"{join_names(names)}: {text}" for text, names in notes.items()]
 
 
-def _join(names: list[str], most: int = 4) -> str:
+def join_names(names: list[str], most: int = 4) -> str:
+    """Names in a row; of many the first, and how many more there are."""
     more = [f"{len(names) - most + 1} more"] if len(names) > most else []
     return ", ".join([*names[: most - 1 if more else most], *more])

@@ -9,12 +9,14 @@ JSON: `endpoints`, a list of objects with these keys; what is not known is null.
   `owner_is_proven` (else probable), `owner_known_by`, `started_seconds_ago`, `forwards_to`
 - `data_directory` (to those who may not see it, what the command line says), `major_version`,
   `configuration_file`
-- `accept_queue`, `backlog`, `drops` (of TCP alone, since the listener was made), in connections
+- `accept_queue`, `backlog`, `drops` (SYNs and handshakes refused since the listener was made: of
+  TCP and PostgreSQL alone, since a listener that defers its connections, as PgBouncer's does,
+  counts those that were made among them), in connections
 - `limit_usable_slots`, `limit_max_connections` (of PgBouncer the max_client_conn in its file),
   `limit_reserved_slots`, `limit_reserved_is_assumed`, `limit_source`, `limit_pending` (what a
   change of the configuration means)
 - `not_seen`: an object that says why what could not be seen is missing: `owner`,
-  `data_directory`, `backlog` (with `drops`), `limit`, `limit_pending`
+  `data_directory`, `backlog` (with `drops`), `drops`, `limit`, `limit_pending`
 
 With --map it has `nodes` and `edges`, too: see architecture.py.
 """
@@ -42,6 +44,7 @@ from check_pgsock.pgsock.output import (
     open_tool_view,
     print_json,
     print_table,
+    with_json,
 )
 from check_pgsock.servers.listeners import Endpoint, Found, find_endpoints
 from check_pgsock.servers.programs import FORWARDER
@@ -67,7 +70,7 @@ def add_parser(parsers: Parsers) -> None:
         help="every PostgreSQL and pooler endpoint of this host",
         description="Every PostgreSQL and pooler endpoint of this host, over TCP and Unix sockets: "
         "whose it is, how full its queue is, and how many connections it can hold.",
-        epilog=_EPILOG,
+        epilog=with_json(_EPILOG, __doc__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)
@@ -97,7 +100,9 @@ def _run(options: argparse.Namespace) -> int:
     rows = read_rows(view, found)
     notes = [*view.reader.notes(), *found.notes]
     notes += describe_limits(found.endpoints, rows)
-    notes += describe_not_seen(found.endpoints, rows)
+    is_text_map = (options.map or options.dot) and not options.json
+    left_out = ("backlog", "drops") if is_text_map else ()
+    notes += describe_not_seen(found.endpoints, rows, left_out)
     if not rows:
         notes.append("nothing here listens for clients of PostgreSQL; --all shows what listens")
     if options.map or options.dot:
@@ -121,7 +126,8 @@ def _show_map(
         name = find_user(uid) if view.files.is_live else None
         return f"user {clean(name or str(uid))}"
 
-    links = read_links(view, found.endpoints)
+    links, missing = read_links(view, found.endpoints)
+    notes = [*notes, *missing]
     graph = build_graph(found.endpoints, links, user_name, found.programs)
     if options.json:
         values = {

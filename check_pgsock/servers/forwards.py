@@ -96,6 +96,8 @@ def _ssh(arguments: "list[str]") -> "Optional[list[Forward]]":
     for name, value in options:
         if name == "-o":
             key, _, text = re.sub(r"\s*=\s*|\s+", " ", value, count=1).partition(" ")
+            if (key.lower(), text.lower()) == ("clearallforwardings", "yes"):
+                return []  # as scp and sftp have it: also those of its configuration
             name = {"localforward": "-L", "dynamicforward": "-D"}.get(key.lower(), name)
             value = text.replace(" ", ":")
         if name in _SSH_FORWARDS:

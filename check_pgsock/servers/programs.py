@@ -36,7 +36,9 @@ PLAIN_FORWARDERS = CONTAINER_FORWARDERS | {
     "stunnel4", "systemd-socket-",
 }  # fmt: skip
 # Programs that forward, too.
-OTHER_FORWARDERS = frozenset(("kubectl", "nginx", "ssh", "sshd", "sshd-session", "traefik"))
+_SSH_DAEMONS = frozenset(("sshd", "sshd-session"))
+_USERS_FORWARDERS = _SSH_DAEMONS | {"kubectl", "ssh"}
+OTHER_FORWARDERS = _USERS_FORWARDERS | {"nginx", "traefik"}
 
 # What clients of PostgreSQL expect: its own port, the next ones of further servers, the poolers'.
 WELL_KNOWN_PORTS = frozenset((*range(5432, 5440), *POOLERS.values()))
@@ -58,15 +60,27 @@ def only_forwards(command: str) -> bool:
     return command in PLAIN_FORWARDERS
 
 
+def may_forward(command: str, title: str) -> bool:
+    """Whether a process of a program may listen to forward, by its title: of OpenSSH's server the
+    process of a logged-in user alone (`sshd: app@notty`), not the daemon, which every host has, nor
+    the parts that a title has in brackets (`sshd: app [priv]`).
+    """
+    if command not in _SSH_DAEMONS:
+        return True
+    name, _, user = title.partition(": ")
+    return name in _SSH_DAEMONS and user != "" and not any(one in user for one in " []")
+
+
 def may_hold(command: str, uid: int, port: int, listener_uid: int) -> bool:
     """Whether a process, of a program of known kind and a user, may hold a user's listener.
 
     Some programs open it as root and go over to another user then. PostgreSQL refuses to run as
-    root; poolers have a listener of root only where systemd opened it for them, which counts on
-    their usual port alone: a forwarder's listener is often root's.
+    root, and OpenSSH and kubectl listen as the user for whom they forward. Poolers have a listener
+    of root only where systemd opened it for them, which counts on their usual port alone: a
+    forwarder's listener is often root's.
     """
     if listener_uid == uid:
         return True
-    if listener_uid != 0 or command in POSTGRES_COMMANDS:
+    if listener_uid != 0 or command in POSTGRES_COMMANDS or command in _USERS_FORWARDERS:
         return False
     return POOLERS.get(command, port) == port

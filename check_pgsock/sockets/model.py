@@ -89,7 +89,9 @@ if TYPE_CHECKING:
         cookie: "Optional[int]"
         accept_queue: int  # connections that wait to be accepted
         backlog: "Optional[int]"  # the limit of the accept queue; None under procfs
-        drops: "Optional[int]" = None  # SYNs and handshakes refused; only where asked for
+        # SYNs and handshakes refused; only where asked for. With TCP_DEFER_ACCEPT, as PgBouncer has
+        # it, the kernel adds each bare ACK that it ignores: one or more of every connection.
+        drops: "Optional[int]" = None
         cgroup: "Optional[int]" = None  # inode of the cgroup v2 directory it was made in
 
     class TcpInfo(NamedTuple):

@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
+from check_pgsock.deadline import Deadline
 from check_pgsock.pgsock.lab import accounts, processes
+from check_pgsock.processes import ProcessTable
 from tests import support
 from tests.support import Completed
 
@@ -44,7 +46,12 @@ class Check:
 
     def __enter__(self) -> Check:
         if self._events:
-            support.wait_until(self._is_listening, "the check watches")
+            try:
+                support.wait_until(self._is_listening, "the check watches")
+            except BaseException:
+                self.process.kill()
+                self.process.communicate()
+                raise
             time.sleep(SETTLED)
         else:
             time.sleep(3 * SETTLED)
@@ -67,10 +74,16 @@ class Check:
         return Completed(self.process.returncode, self._out, self._err)
 
     def _is_listening(self) -> bool:
-        # Protocol 4, NETLINK_SOCK_DIAG; groups 1 and 3; the port id is the pid.
+        # Protocol 4, NETLINK_SOCK_DIAG; groups 1 and 3. The port id is the pid, but for a process
+        # that dumps sockets at the same time: the first of its channels has that.
+        own = ProcessTable(Deadline(5)).socket_inodes(self.process.pid) or set()
         with open("/proc/net/netlink", encoding="ascii") as stream:
             rows = [line.split() for line in stream][1:]
-        return any(row[1:4] == ["4", str(self.process.pid), "00000005"] for row in rows)
+        return any(
+            (row[1], row[3]) == ("4", "00000005")
+            and (row[2] == str(self.process.pid) or int(row[9]) in own)
+            for row in rows
+        )
 
 
 def thrash(*args: str, events: bool = True) -> Completed:

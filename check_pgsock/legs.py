@@ -134,6 +134,14 @@ def listeners_at(address: bytes, found: "list[Listener]") -> "list[Listener]":
     return []
 
 
+def accepting(address: bytes, found: "list[Listener]") -> "Optional[Listener]":
+    """The one of the listeners `found` on one port that takes connections to a local address; None
+    where several may.
+    """
+    takers = listeners_at(address, found)
+    return takers[0] if len(takers) == 1 else None
+
+
 def format_address(packed: bytes) -> str:
     """The address in its usual spelling (RFC 5952 for IPv6)."""
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)

@@ -27,7 +27,13 @@ from check_pgsock.pgsock.output import (
     with_json,
 )
 from check_pgsock.sessions.activity import ACTIVITIES
-from check_pgsock.sessions.connections import KEYS, Connection, activity_counts, count_by
+from check_pgsock.sessions.connections import (
+    KEYS,
+    Connection,
+    activity_counts,
+    count_by,
+    say_counts,
+)
 from check_pgsock.sessions.survey import add_unix_socket, survey
 from check_pgsock.text import plural, write_seconds
 from check_pgsock.unix.leg import read_sessions
@@ -226,7 +232,7 @@ def _show_groups(
     columns = [Column(key, key.replace("_", " "), right=False) for key in options.by]
     columns += [
         Column("count", "connections", right=True),
-        Column("activities", "activity", _say_counts),
+        Column("activities", "activity", say_counts),
         Column("oldest_seconds", "oldest", write_seconds, right=True),
         Column("longest_idle_seconds", "longest idle", write_seconds, right=True),
     ]
@@ -236,10 +242,6 @@ def _show_groups(
 
 def _highest(ones: list[Connection], key: str) -> float | None:
     return max((one[key] for one in ones if one[key] is not None), default=None)
-
-
-def _say_counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def _columns(rows: list[Connection]) -> list[Column]:

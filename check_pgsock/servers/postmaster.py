@@ -5,7 +5,7 @@ does a port on a command line: a pooler may hold it. A postmaster counts as the 
 only by the proofs of `prove`.
 """
 
-from check_pgsock.legs import listeners_at
+from check_pgsock.legs import accepting
 from check_pgsock.processes import (
     POSTGRES_COMMANDS,
     TITLE_PREFIX,
@@ -149,8 +149,7 @@ class Port:
 
     def accepting(self, address: bytes) -> "Optional[Listener]":
         """The listener that takes connections to a local address; None where several may."""
-        found = listeners_at(address, self.bound)
-        return found[0] if len(found) == 1 else None
+        return accepting(address, self.bound)
 
     def is_reached(self, proven: "set[Peer]") -> bool:
         """Whether every listener that matters accepted one of the `proven` connections, or was

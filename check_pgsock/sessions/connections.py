@@ -22,7 +22,7 @@ from check_pgsock.text import clean, say_top
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Any, NamedTuple, Optional
 
     from check_pgsock.sessions.backends import Backend
@@ -203,9 +203,9 @@ def activity_counts(connections: "Iterable[Connection]") -> "dict[str, int]":
     return {name: counts[name] for name in ACTIVITIES if name in counts}
 
 
-def say_activities(connections: "Iterable[Connection]") -> str:
+def say_counts(counts: "Mapping[str, int]") -> str:
     """`52 idle, 8 active`"""
-    return ", ".join(f"{count} {name}" for name, count in activity_counts(connections).items())
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def who_lines(connections: "list[Connection]", noun: str, most: int = 10) -> "list[str]":
@@ -229,8 +229,9 @@ def who_lines(connections: "list[Connection]", noun: str, most: int = 10) -> "li
                 counts[name] = counts.get(name, 0) + 1
         sections.append((words, counts))
     told = []
-    if activity_counts(connections).keys() - {UNKNOWN, ORPHANED}:
-        told.append(f"activity: {say_activities(connections)}")
+    activities = activity_counts(connections)
+    if activities.keys() - {UNKNOWN, ORPHANED}:
+        told.append(f"activity: {say_counts(activities)}")
     shares = _share_out(most - len(told), [len(counts) for _, counts in sections])
     lines = []
     for (words, counts), share in zip(sections, shares):

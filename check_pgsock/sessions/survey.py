@@ -6,7 +6,7 @@ postmaster.py. Descriptors are read only for what titles leave open, and only wh
 
 from contextlib import suppress
 
-from check_pgsock.legs import Leg
+from check_pgsock.legs import Leg, accepting
 from check_pgsock.servers.limits import LimitUnknown
 from check_pgsock.servers.ownership import find_cluster
 from check_pgsock.sessions import connections
@@ -18,7 +18,7 @@ from check_pgsock.text import plural
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Optional
 
     from check_pgsock.processes import ProcessTable
@@ -128,11 +128,13 @@ class _Place:
             of = {} if backends is None else {one: backends.of_socket(one) for one in wanted}
             rest = [one for one in wanted if of.get(one) is None]
             # The other ends of those that come from this host.
-            ends = {_mirrored(one): one for one in self._read(Query((port,), False, CONNECTED))}
+            ends = {
+                _mirrored(one): one
+                for one in self._reader.sockets(Query((port,), False, CONNECTED))
+            }
             clients = [end for end in (ends.get(one[1:5]) for one in wanted) if end is not None]
             holders = self._find_holders([*clients, *(rest if backends is None else [])])
-            pairs = [(one, each.age) for one, each in of.items() if each and each.age is not None]
-            period = self._find_period(pairs, server.sockets) if rest else None
+            period = self._find_period(of, server.sockets) if rest else None
             at_most = None if backends is None else backends.postmaster_age
             for one in wanted:
                 holder = holders.get(one.inode)
@@ -153,7 +155,9 @@ class _Place:
 
     def add_client_leg(self, leg: Leg, port: int, states: int) -> None:
         """Add the connections opened from here to `port`."""
-        sockets = self._read(Query((port,), False, states, leg.filter, info=True, cgroup=True))
+        sockets = self._reader.sockets(
+            Query((port,), False, states, leg.filter, info=True, cgroup=True)
+        )
         backends: dict[Ends, Optional[Backend]] = {}
         for server in self._find_servers(port):
             if server.backends is not None:
@@ -166,9 +170,8 @@ class _Place:
             programs.setdefault(None if holder is None else holder.pid, []).append(one)
         for pid, held in programs.items():
             of = {one: backends.get(one[1:5]) for one in held}
-            pairs = [(one, each.age) for one, each in of.items() if each and each.age is not None]
             # Different programs may have different periods.
-            period = None if pid is None else self._find_period(pairs, held)
+            period = None if pid is None else self._find_period(of, held)
             for one in held:
                 holder = holders.get(one.inode)
                 at_most = None if holder is None else holder.age
@@ -180,9 +183,6 @@ class _Place:
             one["namespace"] = self._reader.namespace.name
         self._found.connections.append(one)
 
-    def _read(self, query: Query) -> "list[Socket]":
-        return self._reader.sockets(query)
-
     def _find_servers(self, port: int) -> "list[_Server]":
         """The servers that listen on `port`, each with the connections it accepted."""
         if port not in self._servers:
@@ -190,7 +190,7 @@ class _Place:
         return self._servers[port]
 
     def _look_for_servers(self, port: int) -> "list[_Server]":
-        accepted = self._read(Query((port,), True, CONNECTED, info=True, cgroup=True))
+        accepted = self._reader.sockets(Query((port,), True, CONNECTED, info=True, cgroup=True))
         bound = self._reader.listeners(port)
         if not bound:
             return [_Server(accepted, None)]
@@ -198,14 +198,11 @@ class _Place:
         if whole is not None or len(bound) == 1:
             return [_Server(accepted, whole)]
         # Different servers may listen at different addresses.
-        from check_pgsock.legs import listeners_at
-
         servers = []
         by_listener: dict[Optional[int], list[Socket]] = {one.inode: [] for one in bound}
         for one in accepted:
-            takers = listeners_at(one.local_address, bound)
-            inode = takers[0].inode if len(takers) == 1 else None
-            by_listener.setdefault(inode, []).append(one)
+            taker = accepting(one.local_address, bound)
+            by_listener.setdefault(None if taker is None else taker.inode, []).append(one)
         for inode, sockets in by_listener.items():
             listeners = [each for each in bound if each.inode == inode]
             backends = self._backends(port, listeners, bound, sockets) if listeners else None
@@ -228,9 +225,12 @@ class _Place:
         return Backends(self._table, cluster, heard, self._now)
 
     def _find_period(
-        self, pairs: "list[tuple[Socket, float]]", sockets: "list[Socket]"
+        self, of: "Mapping[Socket, Optional[Backend]]", sockets: "list[Socket]"
     ) -> "Optional[float]":
-        """The keepalive period of `sockets`, which one server or one program holds."""
+        """The keepalive period of `sockets`, which one server or one program holds; `of` are the
+        backends that are known of them.
+        """
+        pairs = [(one, each.age) for one, each in of.items() if each and each.age is not None]
         interval = self._reader.setting("net/ipv4/tcp_keepalive_intvl") or DEFAULT_INTERVAL
         period = prove_period(pairs, interval)
         if period is None and not pairs:

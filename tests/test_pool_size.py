@@ -256,16 +256,17 @@ def test_fail_over_to_a_standby_between_runs(
     pg: PostgresServer, make_pg: MakePg, tmp_path: Path
 ) -> None:
     """One service name, as one virtual address, leads to another server."""
-    standby = make_pg(major=pg.version)
+    # Both are this test's own: other tests reset the statistics of a shared one.
+    primary, standby = make_pg(major=pg.version), make_pg(major=pg.version)
     standby.stop("fast")
     (standby.data_directory / "standby.signal").touch()
     standby.start()
     services = tmp_path / "services"
     options = ["-d", "service=app", "--cores", "2", "--state-dir", str(tmp_path / "state")]
     for server, why in (
-        (pg, "first run"),
+        (primary, "first run"),
         (standby, "another server answers than at the last run (a fail-over?)"),
-        (pg, "no run on these statistics is # s ago (--min-window)"),
+        (primary, "no run on these statistics is # s ago (--min-window)"),
     ):
         services.write_text(f"[app]\nhost=127.0.0.1\nport={server.port}\n")
         named = {"PGSERVICEFILE": str(services), "PGDATABASE": "postgres", "PGUSER": "postgres"}

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # More arguments for pytest: make test ARGS='-k lab'
 ARGS ?=
+# Processes that make test runs in; most tests wait most of the time.
+WORKERS ?= 2
 
 metadata := setup.cfg pyproject.toml Makefile
 proofs := .proofs.jsonl
@@ -14,7 +16,7 @@ demo: .venv-demo/installed
 	@.venv-demo/bin/pgsock lab drill --short $(ARGS)
 
 test: .venv-test/installed
-	@.venv-test/bin/python -m pytest -m 'not prove' $(ARGS)
+	@.venv-test/bin/python -m pytest -m 'not prove' -n $(WORKERS) --dist loadfile $(ARGS)
 
 # Full sizes and counts, on PostgreSQL 14 to 18 (from npm), and the speed goals; as root. It ends
 # with a table. What passed is not run again on the same tree, but with FRESH=1.

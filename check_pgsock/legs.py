@@ -26,20 +26,20 @@ WILDCARDS = (bytes(4), bytes(16))
 
 
 class Network:
-    """A CIDR block: packed network address (folded) and the bits that count."""
+    """A CIDR block: packed network address (folded) and the bits that count; `host_bits` do not."""
 
-    __slots__ = ("_bits", "_length", "_prefix", "text")
+    __slots__ = ("_length", "_prefix", "host_bits", "text")
 
     def __init__(self, packed: bytes, prefix_length: int, text: str) -> None:
         self.text = text
         self._length = len(packed)
-        self._bits = len(packed) * 8 - prefix_length
-        self._prefix = int.from_bytes(packed, "big") >> self._bits
+        self.host_bits = len(packed) * 8 - prefix_length
+        self._prefix = int.from_bytes(packed, "big") >> self.host_bits
 
     def __contains__(self, packed: bytes) -> bool:
         return (
             len(packed) == self._length
-            and int.from_bytes(packed, "big") >> self._bits == self._prefix
+            and int.from_bytes(packed, "big") >> self.host_bits == self._prefix
         )
 
 
@@ -145,6 +145,12 @@ def accepting(address: bytes, found: "list[Listener]") -> "Optional[Listener]":
 def format_address(packed: bytes) -> str:
     """The address in its usual spelling (RFC 5952 for IPv6)."""
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def format_endpoint(address: bytes, port: "Optional[int]") -> str:
+    """`127.0.0.1:5432`, `[::1]:5432`"""
+    text = format_address(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 def top_peers(sockets: "Iterable[HasRemote]", noun: str, most: int = 10) -> "list[str]":

@@ -23,6 +23,7 @@ DEFAULT_PORT = 5432
 DEFAULT_TIMEOUT = 8.0
 LIVE_SOURCES = ("auto", "netlink", "procfs")
 LONGEST_TIMEOUT = 3600.0
+LONGEST_AGE = 30 * 86400.0  # what the store keeps of a service that does not run is 40 days
 
 
 class Shown(Exception):
@@ -203,6 +204,20 @@ def add_view_options(group: "argparse._ArgumentGroup") -> None:
     )  # fmt: skip
 
 
+def add_session_options(parser: Parser) -> None:
+    """The options that choose sessions: see sessions.selection.chosen_selection()."""
+    group = parser.add_argument_group("sessions")
+    for option, what in (
+        ("--user", "only sessions of this user"),
+        ("--exclude-user", "no sessions of this user"),
+        ("--database", "only sessions on this database"),
+    ):
+        group.add_argument(
+            option, metavar="NAME", type=argument(parse_name), action="append", default=[],
+            help=f"{what}, as its backend's title tells it; repeatable",
+        )  # fmt: skip
+
+
 def names_recording(source: str) -> bool:
     """Whether --source is the file of a recording, and none of the live sources."""
     return source not in LIVE_SOURCES
@@ -285,6 +300,14 @@ def parse_seconds(text: str) -> float:
     return seconds
 
 
+def parse_age(text: str) -> float:
+    """A positive time in seconds; it may be longer than a run."""
+    seconds = parse_number(text)
+    if not 0 < seconds <= LONGEST_AGE:
+        raise ValueError(f"'{text}' is no time in seconds, above 0, at most {LONGEST_AGE:.0f}")
+    return seconds
+
+
 def parse_number(text: str) -> float:
     """A finite number."""
     try:
@@ -307,6 +330,13 @@ def parse_directory(text: str) -> str:
     """The name of a directory; whether it is there is seen when it is used."""
     if not text or "\0" in text:
         raise ValueError(f"'{text}' is no directory")
+    return text
+
+
+def parse_name(text: str) -> str:
+    """The name of a user or a database."""
+    if not text or "\0" in text:
+        raise ValueError(f"'{text}' is no name of a user or a database")
     return text
 
 

@@ -37,10 +37,11 @@ _EXIT = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
 
 class Judged:
     """A label that thresholds apply to. The first of a check takes -w and -c, each further one
-    `--<label>-warning` and `--<label>-critical`.
+    `--<label>-warning` and `--<label>-critical`. `baseless` are its default ranges, warning and
+    critical, where nothing is known that their `%` would be of.
     """
 
-    __slots__ = ("critical", "label", "meaning", "percent_of", "warning")
+    __slots__ = ("baseless", "critical", "label", "meaning", "percent_of", "warning")
 
     def __init__(
         self,
@@ -49,12 +50,21 @@ class Judged:
         warning: "Optional[str]" = None,
         critical: "Optional[str]" = None,
         percent_of: "Optional[str]" = None,  # what `%` in a bound is of; None: a usage error
+        baseless: "Optional[tuple[str, str]]" = None,
     ) -> None:
         self.label = label
         self.meaning = meaning
         self.warning = warning
         self.critical = critical
         self.percent_of = percent_of
+        self.baseless = baseless
+
+    def without_base(self, threshold: Threshold, word: str) -> Threshold:
+        """What is judged in the place of `threshold` where nothing is known that `%` is of."""
+        critical = word == "critical"
+        if self.baseless is None or str(threshold) != (self.critical if critical else self.warning):
+            return threshold
+        return Threshold(self.baseless[critical])
 
 
 class CheckSpec:
@@ -87,9 +97,11 @@ class CheckSpec:
 
 
 class Metric:
-    """One value of the perfdata. `base` is what a percentage in its bounds is of."""
+    """One value of the perfdata. `base` is what a percentage in its bounds is of. One that is not
+    `judged` has no thresholds this time.
+    """
 
-    __slots__ = ("base", "label", "maximum", "minimum", "uom", "value")
+    __slots__ = ("base", "judged", "label", "maximum", "minimum", "uom", "value")
 
     def __init__(
         self,
@@ -99,6 +111,7 @@ class Metric:
         minimum: "Optional[Number]" = 0,
         maximum: "Optional[Number]" = None,
         base: "Optional[int]" = None,
+        judged: bool = True,
     ) -> None:
         if value != value or value in (float("inf"), float("-inf")):
             raise ValueError(f"{label} is {value}")
@@ -108,6 +121,7 @@ class Metric:
         self.minimum = minimum
         self.maximum = maximum
         self.base = base
+        self.judged = judged
 
 
 class Report:
@@ -161,6 +175,16 @@ class Run:
         self.deadline = deadline
         self.now = time.time()
 
+    def needs_base(self, label: str) -> bool:
+        """Whether a range of `label` cannot be judged unless it is known what `%` is of."""
+        return any(
+            threshold is not None and one.without_base(threshold, word).has_percent
+            for number, one in enumerate(self.spec.judged)
+            for word in ("warning", "critical")
+            for threshold in [_threshold(self.options, one.label, number, word)]
+            if one.label == label
+        )
+
     def exceeds(self, label: str, value: "Number", base: "Optional[int]" = None) -> bool:
         """Whether `value` would raise WARNING or CRITICAL as `label`."""
         context = _context(self, Metric(label, value, base=base))
@@ -176,6 +200,9 @@ def add_threshold_options(parser: opts.Parser, judged: "tuple[Judged, ...]") -> 
             names = (f"-{word[0]}", f"--{word}") if number == 0 else (_option(one.label, word),)
             default = one.warning if word == "warning" else one.critical
             meaning = f"{word} range of {one.label}, {one.meaning}{of}"
+            if one.baseless:
+                alone = one.baseless[word == "critical"]
+                meaning += f"; where that is not known, the default is {alone}"
             parser.add_range(group, *names, default=default, help=meaning)
 
 
@@ -283,10 +310,13 @@ def _context(run: Run, metric: Metric, first: "Optional[str]" = None) -> "Any":
 
     ranges = ["", ""]
     for number, one in enumerate(run.spec.judged):
-        if metric.label == (first if first and number == 0 else one.label):
+        label = first if first and number == 0 else one.label
+        if metric.judged and metric.label == label:
             for at, word in enumerate(("warning", "critical")):
                 threshold = _threshold(run.options, one.label, number, word)
                 if threshold is not None:
+                    if metric.base is None:
+                        threshold = one.without_base(threshold, word)
                     try:
                         ranges[at] = threshold.absolute(metric.base)
                     except ValueError as error:

@@ -1,8 +1,5 @@
 """One pool per database, assessed by the formula of `sizing`: sizes, outcomes and words; pure."""
 
-import re
-import zlib
-
 from check_pgsock import sizing
 from check_pgsock.postgres import statistics
 from check_pgsock.postgres.statistics import Statistics, Window
@@ -24,7 +21,6 @@ _SHORTEST_AVERAGED = 2.0
 # Seconds of sessions in statements and transactions that a ratio means something of where it is
 # not known since when they were counted: 2,000 sessions of the check.
 LEAST_COUNTED = 60.0
-_LONGEST_LABEL = 13  # of a database: with the longest prefix the 19 characters that count
 
 
 class Backends:
@@ -246,17 +242,6 @@ def top_backends(pool: Pool, oid: int, backends: "Iterable[Backends]") -> "list[
         who = f"role {clean(role)}{name}" if role else f"an unknown role{name}"
         lines.append(f"{plural(sum(states.values()), 'session')} of {who}: {parts}")
     return lines or [f"no other session is on database {clean(pool.name)} now"]
-
-
-def label_of(database: str) -> str:
-    """The part of a perfdata label that stands for a database, by its name alone.
-
-    A name that is none of [a-z0-9_]+ or too long is cut, and told from others by its checksum.
-    """
-    if re.fullmatch(rf"[a-z0-9_]{{1,{_LONGEST_LABEL}}}", database):
-        return database
-    digits = f"{zlib.crc32(database.encode('utf-8', 'surrogateescape')):08x}"[:6]
-    return f"{re.sub('[^a-z0-9_]', '_', database.lower())[:6]}_{digits}"
 
 
 def duration(seconds: float) -> str:

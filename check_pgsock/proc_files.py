@@ -10,6 +10,8 @@ import time
 
 from check_pgsock.errors import SourceError
 
+_PART = 65536  # bytes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
@@ -79,8 +81,16 @@ class LiveProc:
 
     def read(self, *parts: str) -> bytes:
         """The content of a file."""
-        with open(open_plain(os.path.join(self.root, *parts)), "rb", 0) as file:
-            return file.read()
+        # Without a file object: a check may read some hundred of them.
+        descriptor = open_plain(os.path.join(self.root, *parts))
+        try:
+            content = more = os.read(descriptor, _PART)
+            while more:
+                more = os.read(descriptor, _PART)
+                content += more
+            return content
+        finally:
+            os.close(descriptor)
 
     def names(self, *parts: str) -> "list[str]":
         """The names in a directory."""

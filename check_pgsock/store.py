@@ -3,7 +3,9 @@
 A run opens the store, reads the samples of its keys once, computes purely, and commits once,
 after the evaluation. Runs of several services share the file: SQLite's locks keep them apart,
 waited for within the deadline. A commit is one transaction with a rollback journal: a run that
-is killed in the middle leaves what was there before. Times are the caller's, never read here.
+is killed in the middle leaves what was there before. It does not wait for the disk: a verdict must
+not be late because that is busy, which is when it matters, and all that a power failure can cost
+is the samples. Times are the caller's, never read here.
 
 A file that SQLite cannot read is set aside (`checks.sqlite.damaged`, replacing an earlier one)
 and reported once; the next run starts with an empty store. sqlite3 is imported when a store is
@@ -160,6 +162,7 @@ class Store:
         """Make the tables in a new file; raise DatabaseError for a file of another kind."""
         import sqlite3
 
+        self._execute("PRAGMA synchronous = OFF")
         version = self._version()
         if version == 0:
             self._execute("BEGIN IMMEDIATE")

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 class View:
     """Sockets by `reader`, processes by `files`; both are of the same place and moment.
 
-    `recorded` is what else a recording tells; None for what is none.
+    `recorded` is what else a recording tells; None for what is none. `programs` is what
+    servers.candidates.list_programs() has found, and when.
     """
 
-    __slots__ = ("deadline", "files", "reader", "recorded")
+    __slots__ = ("deadline", "files", "programs", "reader", "recorded")
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class View:
         self.files = files
         self.deadline = deadline
         self.recorded = recorded
+        self.programs: Optional[tuple[float, dict[int, str]]] = None
 
     def processes(self) -> ProcessTable:
         """The processes, to be read."""

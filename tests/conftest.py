@@ -43,6 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep proofs where they are asked for."""
+    if hasattr(config, "workerinput"):
+        config.option.basetemp = None  # of pytest-xdist, for the home of this process
     path = config.getoption("--proofs")
     if path is not None:
         servers = os.environ.get("PGSOCK_TEST_PG_BINS", "")
@@ -50,9 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(proving.Plugin(path, support.ROOT, *circumstances))
 
 
-def pytest_sessionstart() -> None:
-    """Make the directory that holds everything temporary, and outlives no test session."""
-    support.enter_home()
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make the directory that holds everything temporary, and outlives no test session: one for
+    each process that runs tests.
+    """
+    if not session.config.getoption("numprocesses", None):
+        support.enter_home()
 
 
 def pytest_report_header() -> str:
@@ -148,7 +153,7 @@ def proof(request: pytest.FixtureRequest) -> Iterator[Proof]:
     missed = []
 
     def prove(what: str, measured: str, *, goal: str = "", met: bool = True) -> None:
-        request.node.user_properties.append(("proof", Row(what, measured, goal, met)))
+        request.node.user_properties.append(("proof", tuple(Row(what, measured, goal, met))))
         if not met:
             missed.append(f"{what}: {measured}, the goal is {goal}")
 

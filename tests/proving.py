@@ -209,7 +209,8 @@ class Plugin:
         if report.when == "teardown":
             outcome = outcome_of(phase.outcome for phase in phases)
             seconds = sum(phase.duration for phase in phases)
-            rows = tuple(value for _, value in report.user_properties if isinstance(value, Row))
+            proofs = (value for name, value in report.user_properties if name == "proof")
+            rows = tuple(Row._make(value) for value in proofs)  # type: ignore[arg-type]
             self._keep(Result(report.nodeid, outcome, seconds, rows))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

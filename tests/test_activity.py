@@ -34,10 +34,11 @@ def end(
     retransmits: int = 0,
     receive_queue: int = 0,
     send_queue: int = 0,
+    ack: int = 0,
 ) -> Socket:
     return Socket(
         state, LOCAL4, 5432, LOCAL4, 4711, 0, inode, 1, timer, 1000, retransmits, receive_queue,
-        send_queue, None if info is None else TcpInfo(*info),
+        send_queue, None if info is None else TcpInfo(*info, last_ack_received_ms=ack),
     )  # fmt: skip
 
 
@@ -146,7 +147,7 @@ def test_the_title_comes_before_tcp_info(
         (end(ANSWERED), True, ("idle", 4.0)),
         (end(ASKED), True, ("active", None)),
         (end((4000, 3996, 444, 55)), True, ("active", None)),  # one jiffy of 4 ms
-        (end(EQUAL), True, ("unknown", None)),
+        (end(EQUAL), True, ("unknown", 4.0)),
         (end(CLIENT_ANSWERED), False, ("idle", 4.0)),
         (end(CLIENT_ASKED), False, ("active", None)),
         (end(EQUAL), False, ("unknown", None)),
@@ -208,9 +209,43 @@ def test_a_title_that_may_be_cut(text: str, expected: tuple[str, str]) -> None:
     assert (found.activity, found.known_by) == expected
 
 
+# Measured through PgBouncer on loopback: ends that sent and received within one tick, and how long
+# ago each was acknowledged.
+ANSWERED_TIED = (end((2048, 2048, 444, 55), ack=2004), end((2048, 2048, 56, 444), ack=2048))
+ASKED_TIED = (end((2040, 2040, 444, 55), ack=2040), end((2040, 2040, 56, 444), ack=1996))
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        (ANSWERED_TIED, ("idle", 2.048)),
+        (ASKED_TIED, ("active", None)),
+        # One that was acknowledged at once tells nothing, nor does the answer to a keepalive.
+        ((end(EQUAL, ack=4000), end(EQUAL, ack=4000)), ("unknown", 4.0)),
+        ((end(EQUAL, ack=40), end(EQUAL, ack=40)), ("unknown", 4.0)),
+        # What the other end's clocks tell goes before.
+        ((end(EQUAL, ack=3960), end(CLIENT_ASKED)), ("active", None)),
+        ((end(EQUAL), end(CLIENT_ANSWERED)), ("idle", 4.0)),
+        ((end(EQUAL), end(None)), ("unknown", 4.0)),
+    ],
+)
+def test_within_a_tick_acknowledgements_tell(
+    ends: tuple[Socket, Socket], expected: tuple[str, float | None]
+) -> None:
+    server_end, client_end = ends
+    told = (*expected, "tcp_info")
+    assert judge_activity(server_end, True, None, client_end) == told
+    if ends in (ANSWERED_TIED, ASKED_TIED):
+        assert judge_activity(client_end, False, None, server_end) == told
+
+
 def test_a_walsender_that_streams_is_active() -> None:
     told = parse_title("postgres: walsender u 127.0.0.1(4711) streaming 0/1", cluster_name="")
     assert judge_activity(end(ANSWERED), True, told) == ("active", None, "title")
+
+
+def test_on_the_client_leg_what_the_server_closed_is_no_orphan() -> None:
+    assert judge_activity(end(ASKED, model.CLOSE_WAIT), False).activity == "closed by server"
 
 
 def test_on_the_client_leg_a_socket_without_owner_waits_for_no_acceptance() -> None:
@@ -218,4 +253,4 @@ def test_on_the_client_leg_a_socket_without_owner_waits_for_no_acceptance() -> N
 
 
 def test_the_activities() -> None:
-    assert len(set(ACTIVITIES)) == len(ACTIVITIES) == 11
+    assert len(set(ACTIVITIES)) == len(ACTIVITIES) == 12

@@ -176,3 +176,30 @@ class Pair:
         """Close both ends."""
         self._client.close()
         self._server.close()
+
+
+@pytest.mark.parametrize("state", [model.SYN_SENT, model.SYN_RECV])
+def test_a_connection_that_is_not_made_yet_has_no_age(state: int) -> None:
+    """Its clocks of data have never been set: they hold the machine's uptime."""
+    made_up = end(1.0, 35_000.0, timer=1, bytes_received=0)._replace(state=state)
+    assert judge_age(made_up) is None
+
+
+def test_the_clocks_of_a_connection_that_is_not_made_yet_do_not_run() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        port = server.getsockname()[1]
+        clients = []
+        try:
+            for _ in range(4):
+                clients.append(socket.socket())
+                clients[-1].setblocking(False)
+                clients[-1].connect_ex(("127.0.0.1", port))
+            time.sleep(0.05)
+            found = NetlinkSource(Deadline(5)).sockets(
+                Leg((port,), server=False).query(model.SYN_SENT, info=True)
+            )
+        finally:
+            for one in clients:
+                one.close()
+    assert found
+    assert all(one.info is not None and one.info.last_data_sent_ms > 60_000 for one in found)

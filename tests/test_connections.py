@@ -53,6 +53,7 @@ def test_a_session_from_its_socket_and_its_backend() -> None:
         "age_known_by": "backend start",
         "age_is_lower_bound": False,
         "backend_pid": 300,
+        "backend_type": "client backend",
         "backend_cpu_seconds": 1.5,
         "parallel_workers": 2,
         "uid": 26,

@@ -90,6 +90,28 @@ def test_its_other_listeners_and_its_configuration_speak_for_a_server(tmp_path: 
     assert find_probable(view, [server], one, True) == ([server], BY_PORT)
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_it"),
+    [
+        ("listen_addresses=127.0.0.9", False),
+        ("listen_addresses=127.0.0.9, 127.0.0.1", True),
+        ("listen_addresses='*'", True),
+        ("listen_addresses=localhost", True),
+        ("listen_addresses=", False),
+        ("unix_socket_directories=/elsewhere", True),
+    ],
+)
+def test_its_addresses_on_the_command_line_leave_out_others(
+    tmp_path: Path, settings: str, is_it: bool
+) -> None:
+    fakes: list[Fake] = [("postgres", 26, ["-p", "5432", "-c", settings])]
+    view = make_proc(tmp_path, 26, fakes)
+    one = Endpoint(view.reader.each[0], Listener(LOCAL4, 5432, 26, INODE, 1, 0, 128))
+    (server,) = candidates(view, fakes, 5432)
+    found = find_probable(view, [server], one, True)
+    assert found == (([server], BY_COMMAND_LINE) if is_it else ([], ""))
+
+
 def test_another_network_namespace_is_not_meant(tmp_path: Path) -> None:
     view = make_proc(tmp_path, 26, [POSTGRES])
     one = Endpoint(view.reader.each[0], Listener(LOCAL4, 5432, 26, INODE + 1, 1, 0, 128))

@@ -300,7 +300,11 @@ def test_daemon_knows_the_check_commands(monitoring: Monitoring) -> None:
 EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "app1.example.org!pgsock-client-close-wait-shop": (
         "pgsock_close_wait",
-        {"leg": "client", "port": 6432, "peer": "192.0.2.10"},
+        {"leg": "client", "port": 6432, "peer": "192.0.2.10", "min_age": 300},
+    ),
+    "app1.example.org!pgsock-client-leak-shop": (
+        "pgsock_leak",
+        {"leg": "client", "port": 6432, "peer": "192.0.2.10", "limit": 20, "keep": 20},
     ),
     "app1.example.org!pgsock-client-saturation-shop": (
         "pgsock_saturation",
@@ -316,11 +320,30 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
             "time_wait_critical": "80%",
         },
     ),
+    "app1.example.org!pgsock-client-workers-shop": (
+        "pgsock_workers",
+        {"leg": "client", "port": 6432, "peer": "192.0.2.10"},
+    ),
+    "db1.example.org!pgsock-accept-queue-main": ("pgsock_accept_queue", {"port": 5432}),
+    "db1.example.org!pgsock-accept-queue-pgbouncer": ("pgsock_accept_queue", {"port": 6432}),
+    "db1.example.org!pgsock-accept-queue-slots": (
+        "pgsock_accept_queue",
+        {"port": 5432, "socket": "/run/postgresql/.s.PGSQL.5432"},
+    ),
     "db1.example.org!pgsock-close-wait-main": ("pgsock_close_wait", {"port": 5432}),
     "db1.example.org!pgsock-close-wait-pgbouncer": ("pgsock_close_wait", {"port": 6432}),
     "db1.example.org!pgsock-close-wait-slots": (
         "pgsock_close_wait",
         {"port": 5432, "socket": "/run/postgresql/.s.PGSQL.5432"},
+    ),
+    "db1.example.org!pgsock-leak-main": ("pgsock_leak", {"port": 5432, "limit": 97, "keep": 40}),
+    "db1.example.org!pgsock-leak-pgbouncer": (
+        "pgsock_leak",
+        {"port": 6432, "limit": 1000, "keep": 200},
+    ),
+    "db1.example.org!pgsock-leak-slots": (
+        "pgsock_leak",
+        {"port": 5432, "socket": "/run/postgresql/.s.PGSQL.5432", "limit": 97},
     ),
     "db1.example.org!pgsock-pool-size-main": (
         "pgsock_pool_size",
@@ -529,6 +552,7 @@ def adapted(text: str, plugins: Path, server: PostgresServer, state: Path) -> st
     for shipped, ours in (
         (PLUGINS, f"{plugins}/"),
         ("-p 5432", f"-p {server.port}"),
+        ("check_pgsock_accept_queue -p", f"check_pgsock_accept_queue --state-dir {state} -p"),
         ("service=check_pgsock", f"'{server.dsn()}' --state-dir {state} --cores 10.5"),
     ):
         assert shipped in text
@@ -554,8 +578,8 @@ def test_nrpe_saturation(answers: dict[str, Answers]) -> None:
     assert done.code == 0
     assert re.fullmatch(
         r"PGSOCK_SATURATION OK - 3 of 97 connections \(3 %\) on port \d+ \| "
-        r"established=3;77;87;0;97 limit=97;;;0 utilization=3\.1%;;;0 free=94;;;0;97 "
-        r"close_wait=0;;;0 syn_recv=0;;;0 not_accepted=0;;;0\n",
+        r"established=3;77;87;0;97 slots_used=3;77;87;0;97 limit=97;;;0 utilization=3\.1%;;;0 "
+        r"free=94;;;0;97 close_wait=0;;;0 syn_recv=0;;;0 not_accepted=0;;;0\n",
         done.out,
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -113,12 +114,14 @@ def process_in(host: NamespaceHost, user: str) -> Iterator[int]:
             process.wait()
 
 
-def line(established: int, port: int, limit: int = 50) -> str:
-    """The whole output of saturation that is OK."""
+def line(established: int, port: int, limit: int = 50, slots: bool = False) -> str:
+    """The whole output of saturation that is OK; with `slots` of a server that is proven."""
     share = 100 * established / limit
+    bounds = f"{limit * 8 // 10};{limit * 9 // 10};0;{limit} "
+    used = f"slots_used={established};{bounds}" if slots else ""
     return (
         f"PGSOCK_SATURATION OK - {established} of {limit} connections ({share:.0f} %) on port "
-        f"{port} | established={established};{limit * 8 // 10};{limit * 9 // 10};0;{limit} "
+        f"{port} | established={established};{bounds}{used}"
         f"limit={limit};;;0 utilization={share:.1f}%;;;0 free={limit - established};;;0;{limit} "
         "close_wait=0;;;0 syn_recv=0;;;0 not_accepted=0;;;0\n"
     )
@@ -210,7 +213,7 @@ def test_unprivileged_by_process_reads_its_procfs(two_hosts: TwoHosts, user: str
         why = "Operation not permitted" if user == "nobody" else "Permission denied"
         assert done == refused(pid, why)
         done = support.run("saturation", *arguments, "-vv", user=user)
-        assert done.out.splitlines()[3:5] == [
+        assert done.out.splitlines()[4:6] == [
             f"source: procfs (/proc/{pid}/net), network namespace {pid}",
             f"netlink did not answer: network namespace {pid} may not be entered ({why}): that "
             "takes root, or CAP_SYS_ADMIN",
@@ -435,7 +438,7 @@ def test_a_server_in_a_namespace(two_hosts: TwoHosts, installations: Installatio
         arguments = ("-p", str(server.port), "--netns", str(one.process.pid), "-v")
         done = support.run("saturation", *arguments)
         first, *rest = done.out.splitlines()
-        assert (done.code, f"{first}\n", done.err) == (0, line(5, server.port, 26), "")
+        assert (done.code, f"{first}\n", done.err) == (0, line(5, server.port, 26, slots=True), "")
         assert rest[0] == f"peer {server.host}: 5 established"
         assert rest[-1] == (
             "limit: 26 usable of max_connections 30, read from pg_control; whose server it is: it "
@@ -461,12 +464,15 @@ def test_close_wait_in_two_namespaces(two_hosts: TwoHosts) -> None:
         assert (done.code, first) == (
             1,
             f"PGSOCK_CLOSE_WAIT WARNING - 4 connections in CLOSE_WAIT, unchanged for 0.1 s on port "
-            f"{port} (close_wait outside range 0:3) | close_wait=4;3;20;0 established=0;;;0",
+            f"{port} (close_wait outside range 0:3) | close_wait=4;3;20;0 established=0;;;0 "
+            f"orphans=4;;;0 not_accepted=0;;;0 {first.rpartition(' ')[2]}",
         )
+        assert re.fullmatch(r"oldest=\d+s;;;0", first.rpartition(" ")[2])
         assert rest[0] == "peer 127.0.0.1: 4 in CLOSE_WAIT"
         # As anybody, by procfs.
         by_stranger = support.run("close_wait", *arguments, user=STRANGER)
-        assert (by_stranger.code, by_stranger.out.splitlines()[0]) == (1, first)
+        undated = first.rpartition(" ")[0]
+        assert (by_stranger.code, by_stranger.out.splitlines()[0]) == (1, undated)
 
 
 def test_threads_read_namespaces_side_by_side(two_hosts: TwoHosts) -> None:

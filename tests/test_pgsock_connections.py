@@ -303,6 +303,7 @@ def test_all_of_an_idle_session(
         "age_known_by": "backend start",
         "age_is_lower_bound": False,
         "backend_pid": session.backend_pid,
+        "backend_type": "client backend",
         "parallel_workers": 0,
         "pid": session.backend_pid,
         "process": "postgres",

@@ -165,6 +165,35 @@ def test_titles_prove_the_listener_that_was_reached_and_those_made_with_it() -> 
         assert proven(one, peers={ONE}, listeners=(LISTENER,), bound=bound) == (1, BY_TITLES)
 
 
+def test_each_of_two_servers_on_one_port_has_the_listener_that_its_clients_reached() -> None:
+    other = (LOCAL4[:3] + b"\x02", 4001)  # a client of the second, from an address of its own
+    clusters: list[Cluster] = [Fixed(1, {ONE}), Fixed(2, {other})]
+    later = LATER._replace(address=other[0])
+    bound = [LISTENER, later]
+
+    def owner(listeners: list[Listener]) -> int:
+        port = Port(PORT, listeners, bound, {ONE: LOCAL4, other: other[0]}, lambda: ())
+        found, proof = prove(
+            port,
+            clusters,
+            lambda pid: None,
+            lambda pid: {900, 950},
+            lambda peers: {peer: {PORT} for peer in peers},
+            lambda: True,
+        )
+        assert proof == BY_TITLES
+        return found.postmaster.pid
+
+    assert owner([LISTENER]) == 1
+    assert owner([later]) == 2
+    with UNPROVEN:
+        owner(bound)
+    # Where either may have accepted the other's clients, too, neither is proven.
+    bound.append(later._replace(inode=960))
+    with UNPROVEN:
+        owner([LISTENER])
+
+
 def test_ipv4_reaches_the_wildcard_of_ipv6_only_where_there_is_none_of_its_own() -> None:
     one: list[Cluster] = [Fixed(1, {ONE})]
     four = LISTENER._replace(address=bytes(4))

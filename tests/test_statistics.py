@@ -328,16 +328,6 @@ def test_duration(seconds: float, words: str) -> None:
     assert pools.duration(seconds) == words
 
 
-def test_labels_of_databases() -> None:
-    assert pools.label_of("app_2") == "app_2"
-    assert pools.label_of("thirteen_char") == "thirteen_char"
-    names = ["App", "app", "Anwendung des Betriebs", "anwendung_des_betriebs", "ä", "a=b'c|d", "'"]
-    labels = [pools.label_of(name) for name in names]
-    assert len(set(labels)) == len(names)
-    assert all(len(label) <= 13 and label.replace("_", "a").isalnum() for label in labels)
-    assert all(label.isascii() and label == label.lower() for label in labels)
-
-
 @pytest.mark.parametrize(
     ("found", "start", "proven", "reason"),
     [

@@ -352,3 +352,9 @@ def test_default_directories(tmp_path: Path) -> None:
 def test_an_empty_directory_name_is_refused() -> None:
     with pytest.raises(StateError, match="--state-dir is empty; name a directory"):
         Store.open("", Deadline(1))
+
+
+def test_no_run_waits_for_the_disk(directory: Path) -> None:
+    store = open_store(directory)
+    assert store._connection.execute("PRAGMA synchronous").fetchall() == [(0,)]  # OFF
+    store.close()

@@ -133,13 +133,18 @@ def line(
     close_wait: int | None = 0,
     waiting: int = 0,
     syn_recv: str = "",
+    slots: bool = False,
 ) -> str:
-    """The whole first line of saturation at its default thresholds."""
+    """The whole first line of saturation at its default thresholds; with `slots` each connection
+    has a slot of a server that is proven.
+    """
     share = 100 * established / limit
+    bounds = f"{limit * 8 // 10};{limit * 9 // 10};0;{limit} "
+    used = f"slots_used={established};{bounds}" if slots else ""
     gone = "" if close_wait is None else f"close_wait={close_wait};;;0 "
     return (
         f"PGSOCK_SATURATION {state} - {established} of {limit} connections ({share:.0f} %) {where}"
-        f"{extra} | established={established};{limit * 8 // 10};{limit * 9 // 10};0;{limit} "
+        f"{extra} | established={established};{bounds}{used}"
         f"limit={limit};;;0 utilization={share:.1f}%;;;0 free={max(limit - established, 0)};;;0;"
         f"{limit} {gone}{syn_recv}not_accepted={waiting};;;0\n"
     )
@@ -163,20 +168,20 @@ def test_ok_warning_critical_and_back(pg: PostgresServer, clients: Connect) -> N
     where = f"on socket {path}"
     opened = clients(pg, 5)
     done = support.run("saturation", "--socket", path)
-    assert done == (0, line("OK", 5, 17, where) + SELECTED, "")
+    assert done == (0, line("OK", 5, 17, where, slots=True), "")
     opened += clients(pg, 9)
     done = support.run("saturation", "--socket", path)
-    extra = " (established outside range 0:13)"
-    assert done == (1, line("WARNING", 14, 17, where, extra) + SELECTED + who(14), "")
+    extra = " (established outside range 0:13; slots_used outside range 0:13)"
+    assert done == (1, line("WARNING", 14, 17, where, extra, slots=True) + who(14), "")
     opened += clients(pg, 2)
     done = support.run("saturation", "--socket", path)
-    extra = " (established outside range 0:15)"
-    assert done == (2, line("CRITICAL", 16, 17, where, extra) + SELECTED + who(16), "")
+    extra = " (established outside range 0:15; slots_used outside range 0:15)"
+    assert done == (2, line("CRITICAL", 16, 17, where, extra, slots=True) + who(16), "")
     for session in opened[5:]:
         session.close()
     support.wait_until(lambda: sessions_of(path) == 5, "closed")
     done = support.run("saturation", "--socket", path)
-    assert done == (0, line("OK", 5, 17, where) + SELECTED, "")
+    assert done == (0, line("OK", 5, 17, where, slots=True), "")
 
 
 def test_the_limit_is_read_by_root_and_the_servers_user_alone(
@@ -189,7 +194,7 @@ def test_the_limit_is_read_by_root_and_the_servers_user_alone(
         done = support.run("saturation", "--socket", path, "-v", user=user)
         assert done == (
             0,
-            line("OK", 2, 17, f"on socket {path}") + SELECTED + f"{OWN_UID}: 2 established\n"
+            line("OK", 2, 17, f"on socket {path}", slots=True) + f"{OWN_UID}: 2 established\n"
             f"{programs}{ELSEWHERE}\n"
             "limit: 17 usable of max_connections 20, read from pg_control; whose server it is: it "
             f"holds the listener (process {pg.pid})\n",
@@ -223,19 +228,21 @@ def test_the_backlog_of_a_unix_socket_confirms_a_limit(make_pg: MakePg) -> None:
     )
 
 
-def test_a_pooler_needs_a_limit(pgbouncer: PgBouncerServer, clients: Connect) -> None:
+def test_the_limit_of_a_pooler_is_read_by_root_and_its_user_alone(
+    pgbouncer: PgBouncerServer, clients: Connect
+) -> None:
+    support.require("root")
     path = path_of(pgbouncer)
     clients(pgbouncer, 3)
-    for user in (None, "nobody", STRANGER):
+    for user in (None, "nobody"):
         done = support.run("saturation", "--socket", path, user=user)
-        hidden = "which server owns its listener is seen by root and the server's user alone"
-        nobody = "no PostgreSQL server that may be seen from here owns its listener"
-        why = hidden if user == STRANGER and os.geteuid() == 0 else nobody
-        assert done == unknown(
-            "saturation",
-            f"the limit of socket {path} cannot be read: {why}; name the usable slots with "
-            "--limit N",
-        )
+        assert done == (0, line("OK", 3, 100, f"on socket {path}") + SELECTED, "")
+    done = support.run("saturation", "--socket", path, user=STRANGER)
+    assert done == unknown(
+        "saturation",
+        f"the limit of socket {path} cannot be read: which server owns its listener is seen by "
+        "root and the server's user alone; name the usable slots with --limit N",
+    )
     done = support.run("saturation", "--socket", path, "--limit", "3", "-c", "2")
     extra = " (established outside range 0:2)"
     expected = line("CRITICAL", 3, 3, f"on socket {path}", extra)
@@ -270,14 +277,36 @@ def test_several_endpoints_are_one_pool(
             done = support.run(
                 "saturation", "--socket", path, *arguments, "--limit", "50", user=STRANGER
             )
-            assert done == (0, line("OK", count, 50, where, syn_recv=extra), "")
-    for more, name in (
-        (("--socket", pooled), "several --socket are"),
-        (("-p", str(pg.port)), "--port and --socket are"),
-    ):
-        done = support.run("saturation", "--socket", path, *more)
-        sentence = f"{name} one pool and need its size: name it with --limit N"
-        assert done == unknown("saturation", sentence)
+            # A port's titles prove to everybody whose Unix socket was made with it, too.
+            slots = "-p" in arguments
+            assert done == (0, line("OK", count, 50, where, syn_recv=extra, slots=slots), "")
+    done = support.run("saturation", "--socket", path, "--socket", pooled)
+    assert done == unknown(
+        "saturation",
+        f"the limit of socket {path} and socket {pooled} cannot be read: no PostgreSQL server that "
+        "may be seen from here owns its listener; name the usable slots with --limit N",
+    )
+
+
+def test_a_port_and_a_socket_of_one_server_have_its_limit(
+    pg: PostgresServer, pgbouncer: PgBouncerServer, clients: Connect
+) -> None:
+    support.require("root")
+    path = path_of(pg)
+    clients(pg, 2)
+    with pg.connect(), pg.connect():
+        pool = ("-p", str(pg.port), "--socket", path)
+        where = f"on port {pg.port} and socket {path}"
+        expected = (0, line("OK", 4, 17, where, syn_recv="syn_recv=0;;;0 ", slots=True), "")
+        for user in (None, "nobody"):
+            assert support.run("saturation", *pool, user=user) == expected
+        # The pooler's socket is none of the server's.
+        pool = ("-p", str(pg.port), "--socket", path_of(pgbouncer))
+        assert support.run("saturation", *pool) == unknown(
+            "saturation",
+            f"the limit of port {pg.port} and socket {path_of(pgbouncer)} cannot be read: that all "
+            "of them are one server's cannot be proven here; name the usable slots with --limit N",
+        )
 
 
 def test_who_is_on_a_pool_of_both_kinds(pg: PostgresServer, clients: Connect) -> None:
@@ -287,8 +316,8 @@ def test_who_is_on_a_pool_of_both_kinds(pg: PostgresServer, clients: Connect) ->
         done = support.run("saturation", *arguments)
     first, *rest = done.out.splitlines()
     where = f"on port {pg.port} and socket {path_of(pg)}"
-    extra = " (established outside range 0:2)"
-    expected = line("CRITICAL", 3, 3, where, extra, syn_recv="syn_recv=0;;;0 ")
+    extra = " (established outside range 0:2; slots_used outside range 0:2)"
+    expected = line("CRITICAL", 3, 3, where, extra, syn_recv="syn_recv=0;;;0 ", slots=True)
     assert (done.code, f"{first}\n") == (2, expected)
     assert rest[0] == "peer 127.0.0.1: 1 established"
     assert rest[-2:] == who(2).splitlines()
@@ -309,7 +338,8 @@ def test_clients_that_are_gone_are_not_established(pg: PostgresServer, clients: 
     assert head == (
         line("OK", 3, 10, where, close_wait=None) + BY_NAME
         + f"users not known: 3 established\n{ELSEWHERE}\n"
-        "limit: 10 usable, given by --limit\nsource: procfs (/proc/net)\n"
+        "connection slots in use are not known: no PostgreSQL server that may be seen from here "
+        "owns its listener\nlimit: 10 usable, given by --limit\nsource: procfs (/proc/net)\n"
         f"listener {path}: procfs tells neither its accept queue nor its backlog\n"
     )  # fmt: skip
     assert took.endswith(" of 8 s\n")
@@ -420,7 +450,7 @@ def test_nothing_listens(listener: Listener) -> None:
     assert done == (
         2,
         f"PGSOCK_CLOSE_WAIT CRITICAL - 0 connections whose client is gone on socket {gone}{reason} "
-        "| close_wait=0;5;20;0 established=0;;;0\n",
+        "| close_wait=0;5;20;0 established=0;;;0 orphans=0;;;0\n",
         "",
     )
 
@@ -509,7 +539,7 @@ def close_wait_line(state: str, gone: int, established: int, path: str, extra: s
     stay = ", unchanged for 0.2 s" if extra else ""
     return (
         f"PGSOCK_CLOSE_WAIT {state} - {gone} {noun} whose client is gone{stay} on socket {path}"
-        f"{extra} | close_wait={gone};1;3;0 established={established};;;0\n"
+        f"{extra} | close_wait={gone};1;3;0 established={established};;;0 orphans={gone};;;0\n"
     )
 
 
@@ -524,22 +554,79 @@ def test_clients_that_are_gone(pg: PostgresServer, clients: Connect) -> None:
     done = support.run("close_wait", *arguments, user=STRANGER)
     reason = " (close_wait outside range 0:1)"
     owner = pwd.getpwuid(os.stat(path).st_uid)
-    held = f"server's uid {owner.pw_uid} ({owner.pw_name}): {{}} whose client is gone\n"
+    held = f"server's uid {owner.pw_uid} ({owner.pw_name}): 2 whose client is gone\n"
+    advice = (
+        "at fault is the program that accepted them (which one is not seen from here), unless it "
+        "is a PostgreSQL server: its backends work on until their statements end, "
+        "client_connection_check_interval lets them notice\n"
+    )
     if os.geteuid() == 0:
-        expected = close_wait_line("WARNING", 2, 2, path, reason) + held.format(2)
+        expected = close_wait_line("WARNING", 2, 2, path, reason) + held + advice
         assert done == (1, expected, "")
     orphans += orphan(pg, clients, 2)
     done = support.run("close_wait", *arguments)
     reason = " (close_wait outside range 0:3)"
     held = "".join(
-        f"process {pid} (postgres: postgres postgres [local] SELECT): 1 whose client is gone\n"
+        f"process {pid}: user postgres on postgres over a Unix socket runs SELECT, its client "
+        "gone\n"
         for pid in sorted(session.backend_pid for session in orphans)
     )
-    assert done == (2, close_wait_line("CRITICAL", 4, 2, path, reason) + held, "")
+    advice = (
+        "each holds a slot until its statement ends: pg_terminate_backend(PID) ends it, "
+        "client_connection_check_interval lets the server notice by itself; at fault: the clients "
+        "on this host, gone under a statement\n"
+    )
+    assert done == (2, close_wait_line("CRITICAL", 4, 2, path, reason) + held + advice, "")
     pg.terminate([session.backend_pid for session in orphans])
     support.wait_until(lambda: sessions_of(path) == 2, "ended")
     done = support.run("close_wait", *arguments, user=STRANGER)
     assert done == (0, close_wait_line("OK", 0, 2, path), "")
+
+
+def test_clients_that_have_been_gone_for_long(pg: PostgresServer, clients: Connect) -> None:
+    """The kernel does not date it: what the runs before saw does."""
+    path = path_of(pg)
+    (session,) = orphan(pg, clients, 1)
+    named = ("--socket", path, "--user", "postgres", "-w", "0", "-c", "3", "--settle", "0.1")
+    with fresh_directory("pgsock-state-") as directory:
+        arguments = (*named, "--state-dir", str(directory), "--min-age")
+        done = support.run("close_wait", *arguments, "600")
+        assert done == (
+            0,
+            "PGSOCK_CLOSE_WAIT OK - 0 connections whose client is gone for 600 s or more on socket "
+            f"{path} of user postgres | close_wait=0;0;3;0 established=0;;;0 orphans=0;;;0 "
+            "younger=1;;;0 oldest=0s;;;0\nnot counted: 1 connection for less than 600 s\n",
+            "",
+        )
+        time.sleep(0.5)
+        done = support.run("close_wait", *arguments, "0.5")
+    first, told, _ = done.out.splitlines()
+    assert (done.code, first.rpartition(" ")[0]) == (
+        1,
+        "PGSOCK_CLOSE_WAIT WARNING - 1 connection whose client is gone for 0.5 s or more, "
+        f"unchanged for 0.1 s on socket {path} of user postgres (close_wait outside range 0:0) | "
+        "close_wait=1;0;3;0 established=0;;;0 orphans=1;;;0 younger=0;;;0",
+    )
+    assert re.fullmatch(
+        f"process {session.backend_pid}: user postgres on postgres over a Unix socket runs SELECT, "
+        r"its client gone for at least \d+\.\d s",
+        told,
+    )
+    # A stranger sees no user of it.
+    if os.geteuid() == 0:
+        done = support.run("close_wait", *named, user=STRANGER)
+        assert done == unknown(
+            "close_wait",
+            "user and database are known of none of 1 connection, by which to select them: drop "
+            "--user and --database, or see the README on who may know them",
+        )
+    done = support.run("close_wait", *named, "--min-age", "9", user=STRANGER)
+    assert done == unknown(
+        "close_wait",
+        "Unix sockets do not tell for how long a peer has been gone, and to see it from run to run "
+        "there is no directory to keep it in: make /var/lib/check_pgsock, owned by the user that "
+        "runs the check, or name one with --state-dir",
+    )
 
 
 def test_a_client_that_only_sends_no_more_is_there(listener: Listener) -> None:
@@ -711,7 +798,14 @@ def test_clients_in_other_network_namespaces(
         "network namespaces (--netns adds them)\n"
     )
     done = support.run("saturation", *arguments)
-    assert done == (0, line("OK", 2, 10, where) + note, "")
+    slots = (
+        line("OK", 2, 10, where)
+        .replace(f"2 of 10 connections (20 %) {where}", "5 of 10 connection slots used (50 %), 2 "
+                 f"connections {where}")
+        .replace(" limit=10;;;0 utilization=20.0%;;;0 free=8;", " slots_used=5;8;9;0;10 "
+                 "limit=10;;;0 utilization=50.0%;;;0 free=5;")
+    )  # fmt: skip
+    assert done == (0, slots + note, "")
     done = support.run("close_wait", "--socket", path, "-w", "1", "-c", "3")
     assert done == (0, close_wait_line("OK", 0, 2, path) + note, "")
     done = support.run("thrashing", "--socket", path, "--window", "0.3")

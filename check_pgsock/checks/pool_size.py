@@ -36,6 +36,7 @@ import os
 from check_pgsock import options as opts
 from check_pgsock import pools
 from check_pgsock.errors import SlotsExhausted, SourceError, UsageError
+from check_pgsock.labels import label_of
 from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
 from check_pgsock.pools import Backends, Pool, Terms
@@ -284,7 +285,7 @@ def measure(worst: Pool, assessed: "list[Pool]", named: "list[str]") -> "list[Me
         metrics.append(Metric("window", worst.window.seconds, "s"))
     if len(set(named)) > 1:
         for one in assessed:
-            label = pools.label_of(one.name)
+            label = label_of(one.name)
             metrics.append(Metric(f"size_{label}", one.size))
             if one.allowed is not None:
                 metrics.append(Metric(f"limit_{label}", one.allowed))

@@ -1,25 +1,48 @@
-"""Saturation: ESTABLISHED connections of a leg against the connections its endpoint can hold.
+"""Saturation: connections of a leg against those its endpoint can hold, and slots against limits.
 
-The limit is the number of usable slots: for PostgreSQL max_connections less the reserved ones.
-`--limit auto` reads it without a database connection from the postmaster that is proven to own
-the port: its command line, pg_control, its configuration confirmed by the listener's backlog, or
-that backlog alone; where none of them tells, the check is UNKNOWN and asks for --limit.
+The limit is the number of usable slots: for PostgreSQL max_connections less the reserved ones, for
+PgBouncer max_client_conn, of all processes that share its port. `--limit auto` reads it without a
+database connection: from the postmaster that is proven to own the port (its command line,
+pg_control, its configuration confirmed by the listener's backlog, or that backlog alone), or from
+the configuration file of a PgBouncer whose descriptors and file may be read; where none tells, the
+check is UNKNOWN and asks for --limit.
 
-`established` is judged. `free` (usable slots left) has thresholds of its own, such as
---free-critical 5: for "fewer than 5 left". `not_accepted` are connections that the kernel has
-completed and the server has not yet accepted: they count as established, as their clients see it.
+`established` is judged, and where the server leg is proven to be a PostgreSQL server's also
+`slots_used`: the connection slots in use, by the titles of its backends. A session holds one
+whatever it came over (TCP, any Unix socket of the server, from any network namespace) and also when
+its client is gone; walsenders, parallel and autovacuum workers and connections without a startup
+packet hold none. The worse of the two wins. The walsenders so known are not counted as established
+either. --peer, --exclude-peer, --user, --exclude-user and --database select what is established;
+there are no slots_used then. -v says why where the server is not proven.
+
+`free` (what is left of the limit) has thresholds of its own, such as --free-critical 5: for "fewer
+than 5 left". `not_accepted` are connections that the kernel has completed and the server has not
+yet accepted: they count as established, as their clients see it.
+
+--by user|database|peer with --group-limit NAME=N judges groups, each against its own limit, as the
+CONNECTION LIMIT of a role or a database, or the size of a pool: `fullest_group` is the percentage
+of the fullest one. Users and databases are counted by slot, of a proven server; peers by TCP
+connection, on any leg. `--group-limit '*'=N` is the limit of each group that is not named.
+
+Where several processes share one port (PgBouncer with so_reuseport) the kernel shares connections
+out whether or not a process is full: `fullest_process`, the connections of the fullest one, is
+judged against its part of the limit, which is all processes' together. Who holds how many is seen
+by root and by their own user alone; for anybody else the sum is judged, which is said.
 
 Of a Unix socket (--socket) established are the sessions whose client is there, close_wait those
 that the server keeps for a client that is gone (under procfs both are established, and close_wait
-is left out). Clients in other network namespaces are counted with --netns. --limit auto finds the
-server of a Unix socket as root or as the server's own user alone.
+is left out). Clients in other network namespaces are counted with --netns. --limit auto and
+slots_used find the server of a Unix socket alone as root or as its own user; beside its port
+(-p 5432 --socket /run/postgresql/.s.PGSQL.5432) as anybody.
 """
 
 from check_pgsock import options as opts
-from check_pgsock.errors import UsageError
-from check_pgsock.legs import Leg
+from check_pgsock.limit_option import add_limit_option, validate_limit
+from check_pgsock.occupancy import Occupancy, occupy
 from check_pgsock.plugin import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
+from check_pgsock.sessions.groups import add_group_options, chosen_groups
+from check_pgsock.sessions.selection import chosen_selection
 from check_pgsock.socket_check import (
     count,
     listener_floor,
@@ -28,7 +51,8 @@ from check_pgsock.socket_check import (
     session_notes,
     who_holds,
 )
-from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_RECV, Tally
+from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, SYN_RECV
+from check_pgsock.text import clean, plural
 from check_pgsock.unix.leg import Sessions, read_sessions
 
 TYPE_CHECKING = False
@@ -36,133 +60,134 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import NoReturn, Optional
 
-    from check_pgsock.servers.limits import Limit
+    from check_pgsock.sessions.groups import GroupLimits
     from check_pgsock.view import View
-
-
-def parse_limit(text: str) -> "Optional[int]":
-    """A number of slots, or None for auto."""
-    return None if text == "auto" else opts.parse_count(text)
 
 
 def add_options(parser: opts.Parser) -> None:
     """The options of this check alone."""
-    parser.add_argument(
-        "--limit", metavar="N|auto", type=opts.argument(parse_limit), default=None,
-        help="usable slots of the endpoint (nothing is subtracted), or auto: read it from the "
-        "PostgreSQL server on this host, without a connection (default: auto)",
-    )  # fmt: skip
+    add_limit_option(parser)
+    opts.add_session_options(parser)
+    add_group_options(parser)
 
 
 def validate(options: "Namespace") -> None:
-    """Several endpoints are one pool, whose size nothing but the administrator knows."""
-    if options.limit is not None:
-        return
-    for name in ("port", "socket", "netns"):
-        if len(set(getattr(options, name))) > 1:
-            raise UsageError(
-                f"several --{name} are one pool and need its size: name it with --limit N"
-            )
-    if options.port and options.socket:
-        raise UsageError(
-            "--port and --socket are one pool and need its size: name it with --limit N"
-        )
+    """Raise UsageError for what contradicts itself."""
+    validate_limit(options)
+    chosen_groups(options)
 
 
 def probe(run: Run) -> Report:
-    """Count the leg's sockets, find the limit, put both into words."""
-    leg = opts.chosen_leg(run.options)
+    """Count the leg's sockets, find server, limit, slots and groups, put all into words."""
+    leg, selection = opts.chosen_leg(run.options), chosen_selection(run.options)
+    groups = chosen_groups(run.options)
     view = open_view(run)
-    reader = view.reader
-    tally = count(reader, leg, ESTABLISHED, CLOSE_WAIT, SYN_RECV, LISTEN)
-    sessions = read_sessions(reader, leg.paths)
-    established = tally.count(ESTABLISHED) + sessions.established
+    tally = count(view.reader, leg, ESTABLISHED, CLOSE_WAIT, SYN_RECV, LISTEN)
+    sessions = read_sessions(view.reader, leg.paths)
     floor = listener_floor(run, leg, tally.listeners, sessions.missing)
     doubts = refuse_forwarded(view, leg, tally.listeners)
     notes, told = session_notes(view, leg, sessions)
-    slots: Optional[int] = run.options.limit
-    if slots is None and floor is None:
-        limit, proof, pending = find_limit(leg, view, tally, sessions)
-        slots = limit.usable
-        if leg.paths or leg.address is not None or leg.peers or leg.excluded_peers:
-            notes.append(
-                "only the connections selected are counted, against all slots of the server: "
-                "others take slots, too"
-            )
-        notes += limit_notes(limit, pending)
-        told.append(
-            f"limit: {slots} usable of max_connections {limit.max_connections}, "
-            f"read from {limit.source}; whose server it is: {proof}"
+    found = Occupancy(leg, tally, sessions)
+    found.limit = run.options.limit
+    if floor is None:
+        occupy(found, view, selection, groups)
+    if found.not_accepted:
+        found.notes.append(
+            f"{plural(found.not_accepted, 'connection')} of these not accepted yet: "
+            "check_pgsock_accept_queue tells whether they stay so"
         )
-    elif slots is not None:
-        told.append(f"limit: {slots} usable, given by --limit")
+    if run.options.limit is not None:
+        found.told.append(f"limit: {run.options.limit} usable, given by --limit")
     return Report(
-        headline(established, slots, leg),
-        measure(leg, tally, sessions, slots),
-        notes=[*reader.notes(), *doubts, *notes],
-        who=lambda: who(view, leg, sessions),
-        told=told,
-        details=[*reader.describe(), *sessions.describe()],
+        headline(found, f"{leg.describe()}{clean(selection.describe(), 200)}"),
+        measure(found, groups),
+        notes=[*view.reader.notes(), *doubts, *notes, *found.notes],
+        who=lambda: who(run, view, sessions, found, groups),
+        told=[*told, *found.told],
+        details=[*view.reader.describe(), *sessions.describe()],
         floor=floor,
-        judged=NOT_JUDGED if slots is None else None,
+        judged=NOT_JUDGED if found.limit is None else None,
     )
 
 
-def find_limit(
-    leg: Leg, view: "View", tally: Tally, sessions: Sessions
-) -> "tuple[Limit, str, Optional[str]]":
-    """(limit, proof of whose server it is, pending change of it); raises LimitUnknown."""
-    # Many runs are told the limit.
-    if leg.paths:
-        from check_pgsock.unix import server
-
-        return server.read_limit(view, leg.paths[0], sessions.listeners)
-    from check_pgsock.servers import auto_limit
-
-    return auto_limit.read_limit(leg, view, tally.listeners)
-
-
-def limit_notes(limit: "Limit", pending: "Optional[str]") -> "list[str]":
-    """What qualifies a limit that was read."""
-    notes = [pending] if pending else []
-    if limit.assumed:
-        notes.append(
-            f"{limit.reserved} reserved slots are assumed (the defaults; their settings cannot be "
-            "read from here)"
-        )
-    return notes
-
-
-def headline(established: int, slots: "Optional[int]", leg: Leg) -> str:
-    """`42 of 97 connections (43 %) on port 5432`"""
-    if slots is None:
-        return f"{established} connections {leg.describe()}, limit unknown"
-    share = 100 * established / slots
-    return f"{established} of {slots} connections ({share:.0f} %) {leg.describe()}"
-
-
-def measure(leg: Leg, tally: Tally, sessions: Sessions, slots: "Optional[int]") -> "list[Metric]":
-    """The metrics of this check; left out is what needs the limit without one, and what a Unix
-    socket does not have or the source does not tell of it.
+def headline(found: Occupancy, where: str) -> str:
+    """`42 of 97 connections (43 %) on port 5432`, or where slots in use are other in number
+    `97 of 97 connection slots used (100 %), 42 connections on port 5432`.
     """
-    established = tally.count(ESTABLISHED) + sessions.established
-    metrics = [Metric("established", established, maximum=slots, base=slots)]
-    if slots is not None:
+    established, limit, slots = found.established, found.limit, found.slots
+    if limit is None:
+        return f"{established} connections {where}, limit unknown"
+    if slots is None or (slots.used == established and not slots.untold):
+        text = f"{established} of {limit} connections ({100 * established / limit:.0f} %) {where}"
+    else:
+        text = (
+            f"{'at least ' if slots.untold else ''}{slots.used} of {limit} connection slots used "
+            f"({100 * slots.used / limit:.0f} %), {plural(established, 'connection')} {where}"
+        )
+    if found.workers:
+        fullest = found.workers[0]
+        text += f", {fullest.describe()} has {fullest.connections} of its {found.share}"
+    return text if found.groups is None else f"{text}, {found.groups.describe()}"
+
+
+def measure(found: Occupancy, groups: "Optional[GroupLimits]") -> "list[Metric]":
+    """The metrics of this check; left out is what needs the limit without one, what the options
+    do not ask for, and what a Unix socket does not have or the source does not tell of it.
+    """
+    limit = found.limit
+    metrics = [Metric("established", found.established, maximum=limit, base=limit)]
+    if limit is not None:
+        if found.slots is not None:
+            metrics.append(Metric("slots_used", found.slots.used, maximum=limit, base=limit))
         metrics += [
-            Metric("limit", slots),
-            Metric("utilization", round(100 * established / slots, 1), "%"),
-            Metric("free", max(slots - established, 0), maximum=slots, base=slots),
+            Metric("limit", limit),
+            Metric("utilization", round(100 * found.taken / limit, 1), "%"),
+            Metric("free", max(limit - found.taken, 0), maximum=limit, base=limit),
         ]
-    if sessions.tells_gone:
-        metrics.append(Metric("close_wait", tally.count(CLOSE_WAIT) + len(sessions.gone)))
-    if leg.ports:
-        metrics.append(Metric("syn_recv", tally.count(SYN_RECV)))
-    return [*metrics, Metric("not_accepted", tally.not_accepted + sessions.not_accepted)]
+    if found.workers:
+        fullest, share = found.workers[0].connections, found.share
+        metrics.append(Metric("fullest_process", fullest, maximum=share, base=share))
+    if found.groups is not None and groups is not None:
+        metrics.append(Metric("fullest_group", round(found.groups.fullest.percent, 1), "%"))
+        for one in found.groups.named:
+            metrics.append(Metric(groups.label(one.name), one.count, maximum=one.limit))
+    for label, value in (
+        ("close_wait", found.close_wait),
+        ("syn_recv", found.syn_recv),
+        ("not_accepted", found.not_accepted),
+    ):
+        if value is not None:
+            metrics.append(Metric(label, value))
+    return metrics
 
 
-def who(view: "View", leg: Leg, sessions: Sessions) -> "list[str]":
-    """Lines on who holds the connections."""
-    lines = who_holds(view, leg, 1 << ESTABLISHED, "established")
+def who(
+    run: Run, view: "View", sessions: Sessions, found: Occupancy, groups: "Optional[GroupLimits]"
+) -> "list[str]":
+    """Lines on who holds what alerts: the fullest group, the slots; else the connections."""
+    leg, slots, limit = found.leg, found.slots, found.limit
+    target = None if found.owned is None else found.owned.target
+    if found.groups is not None and groups is not None:
+        fullest = found.groups.fullest
+        if run.exceeds("fullest_group", round(fullest.percent, 1)):
+            from check_pgsock.sessions.slot_holders import group_lines
+
+            return group_lines(view, leg, target, slots, groups, fullest.name)
+    if (
+        slots is not None
+        and target is not None
+        and slots.used != found.established
+        and run.exceeds("slots_used", slots.used, limit)
+    ):
+        from check_pgsock.sessions.slot_holders import slot_lines
+
+        return slot_lines(view, target, slots)
+    lines = [f"{one.describe()}: {one.connections} established" for one in found.workers[:3]]
+    if found.selected is not None:
+        from check_pgsock.sessions.connections import who_lines
+
+        return lines + who_lines(found.selected, "established", WHO_LINES - len(lines))
+    lines += who_holds(view, leg, 1 << ESTABLISHED, "established")
     if sessions.connected:
         from check_pgsock.unix.who import client_lines
 
@@ -175,12 +200,16 @@ SPEC = CheckSpec(
     description=__doc__,
     judged=(
         Judged("established", "ESTABLISHED connections", "80%", "90%", percent_of="the limit"),
-        Judged("free", "usable slots left", percent_of="the limit"),
+        Judged("slots_used", "connection slots in use", "80%", "90%", percent_of="the limit"),
+        Judged("free", "what is left of the limit", percent_of="the limit"),
+        Judged("fullest_process", "connections of the fullest process of a shared port", "80%",
+               "90%", percent_of="its part of the limit"),
+        Judged("fullest_group", "percentage of its limit that the fullest group has", "80", "90"),
     ),
     probe=probe,
     add_options=add_options,
     validate=validate,
-)
+)  # fmt: skip
 
 
 def main() -> "NoReturn":

@@ -20,8 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from check_pgsock.legs import format_address
-from check_pgsock.servers.listeners import format_endpoint
+from check_pgsock.legs import format_address, format_endpoint
 from check_pgsock.servers.owners import OTHER
 from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL
 from check_pgsock.text import clean

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from check_pgsock.errors import SourceError
 from check_pgsock.legs import listeners_at
 from check_pgsock.pgsock.listener_rows import join_names, pids_of
-from check_pgsock.servers.programs import POSTGRESQL
+from check_pgsock.servers.programs import POOLER, POSTGRESQL
 from check_pgsock.sessions.survey import find_holders
 from check_pgsock.sockets.model import ESTABLISHED, Listener, Query
 from check_pgsock.sockets.unix_sockets import UnixListener, UnixSocket
+from check_pgsock.text import plural
 from check_pgsock.unix.leg import Sessions
 from check_pgsock.unix.server import say_elsewhere
 
@@ -74,6 +75,33 @@ def _say_elsewhere(view: View, endpoints: Iterable[Endpoint]) -> list[str]:
         if note is not None:
             notes.setdefault(note, []).extend(one.label for one, _ in mine)
     return [f"{join_names(names)}: {note}" for note, names in notes.items()]
+
+
+def say_other_unix(view: View, endpoints: Sequence[Endpoint]) -> list[str]:
+    """A sentence on connections over Unix sockets that poolers among `endpoints` have made to
+    others, as far as descriptors may be read. Raises SourceError.
+    """
+    table = view.processes()
+    pids = {
+        pid
+        for one in endpoints
+        if one.owner is not None and one.owner.kind == POOLER
+        for pid in pids_of(one)
+    }
+    held = {inode for pid in pids for inode in table.socket_inodes(pid) or ()}
+    chosen = {listener.path for _, listener in _unix(endpoints)}
+
+    def is_session(one: AnyUnix) -> bool:
+        return one.path is not None and one.path not in chosen
+
+    number = 0
+    for reader in view.reader.each if held else ():
+        sessions = reader.unix(1 << ESTABLISHED, is_session)
+        number += sum(isinstance(one, UnixSocket) and one.peer_inode in held for one in sessions)
+    if not number:
+        return []
+    connections = plural(number, "connection")
+    return [f"not shown: {connections} over Unix sockets to endpoints of other ports (drop -p)"]
 
 
 def _unix(endpoints: Iterable[Endpoint]) -> list[tuple[Endpoint, UnixListener]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pwd
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from check_pgsock.legs import format_address
 from check_pgsock.servers.owner_details import Details, read_details
 from check_pgsock.servers.programs import POSTGRESQL
+from check_pgsock.sockets.socket_file import SocketFile
 from check_pgsock.text import clean
 
 if TYPE_CHECKING:
@@ -151,6 +153,23 @@ def describe_limits(endpoints: Iterable[Endpoint], rows: Iterable[dict[str, Any]
             text = f"{row['limit_reserved_slots']} reserved slots are assumed (the defaults)"
             notes.setdefault(text, []).append(one.label)
     return [f"{join_names(names)}: {text}" for text, names in notes.items()]
+
+
+def describe_gone(view: View, endpoints: Iterable[Endpoint]) -> list[str]:
+    """A sentence for each Unix socket of a server among our own files whose file is gone."""
+    table = view.processes()
+    return [
+        f"{one.name}: its socket file is gone, nobody can connect to it any more"
+        for one in endpoints
+        if one.path is not None and not one.path.startswith("@") and one.reader.of_this_host
+        if any(table.shares_namespaces(pid) for pid in pids_of(one))
+        if _is_gone(one.path)
+    ]
+
+
+def _is_gone(path: str) -> bool:
+    refusal = SocketFile(path).refusal
+    return refusal is not None and refusal.errno == errno.ENOENT
 
 
 def join_names(names: list[str], most: int = 4) -> str:

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 from check_pgsock import options as opts
 from check_pgsock.errors import PgsockError, UsageError
 from check_pgsock.pgsock.architecture import build_graph
-from check_pgsock.pgsock.links import read_links
+from check_pgsock.pgsock.links import read_links, say_other_unix
 from check_pgsock.pgsock.listener_rows import (
+    describe_gone,
     describe_limits,
     describe_not_seen,
     find_user,
@@ -100,6 +101,7 @@ def _run(options: argparse.Namespace) -> int:
     rows = read_rows(view, found)
     notes = [*view.reader.notes(), *found.notes]
     notes += describe_limits(found.endpoints, rows)
+    notes += describe_gone(view, found.endpoints)
     is_text_map = (options.map or options.dot) and not options.json
     left_out = ("backlog", "drops") if is_text_map else ()
     notes += describe_not_seen(found.endpoints, rows, left_out)
@@ -128,6 +130,8 @@ def _show_map(
 
     links, missing = read_links(view, found.endpoints)
     notes = [*notes, *missing]
+    if options.port:
+        notes += say_other_unix(view, found.endpoints)
     graph = build_graph(found.endpoints, links, user_name, found.programs)
     if options.json:
         values = {

@@ -17,7 +17,7 @@ from check_pgsock.servers.auto_limit import LimitReader, read_limit_of
 from check_pgsock.servers.limits import Limit, LimitUnknown
 from check_pgsock.servers.ownership import find_cluster
 from check_pgsock.servers.postmaster import Census, unseen
-from check_pgsock.sockets.model import ESTABLISHED, Listener
+from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Listener
 from check_pgsock.unix.server import find_owner
 from check_pgsock.view import View
 
@@ -68,7 +68,7 @@ class _Finder:
     def _look_at_port(
         self, view: View, reader: SocketReader, port: int, bound: list[Listener]
     ) -> None:
-        accepted = reader.sockets(Leg((port,)).query(ESTABLISHED))
+        accepted = reader.sockets(Leg((port,)).query(ESTABLISHED, CLOSE_WAIT))
         for chosen in _choices(bound):
 
             def find_it(chosen: list[Listener] = chosen) -> tuple[Cluster, str]:

@@ -1,4 +1,4 @@
-"""`--limit auto`: from a leg to the limit of the server that accepts its connections.
+"""`--limit auto`: the limit of a PostgreSQL server that is proven to have an endpoint.
 
 Nothing that belongs to another user is ever executed with more rights than that user's.
 """
@@ -7,13 +7,11 @@ import contextlib
 import os
 import stat
 
-from check_pgsock.legs import Leg, listeners_at
 from check_pgsock.processes import Process
 from check_pgsock.servers import limits
-from check_pgsock.servers.limits import Limit, LimitUnknown
-from check_pgsock.servers.ownership import find_cluster
-from check_pgsock.sockets.model import ESTABLISHED, Listener, Socket
-from check_pgsock.sockets.reader import Reader, SocketReader
+from check_pgsock.servers.limits import Limit
+from check_pgsock.sockets.model import Listener
+from check_pgsock.sockets.reader import SocketReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,31 +22,6 @@ if TYPE_CHECKING:
     from check_pgsock.view import View
 
     AnyListener = Union[Listener, UnixListener]
-
-
-def read_limit(
-    leg: Leg, view: "View", found: "list[Listener]"
-) -> "tuple[Limit, str, Optional[str]]":
-    """(limit, proof of whose server it is, pending change of it) of the leg's one port, on which
-    a server leg has `found` these listeners.
-
-    Raises LimitUnknown, naming --limit, wherever that cannot be told for certain.
-    """
-    (port,) = leg.ports
-    (reader,) = view.reader.each
-    if reader.saved and view.recorded is None:
-        raise LimitUnknown(
-            f"the limit of port {port} is not in a saved moment; name it with --limit N"
-        )
-    accepted = reader.sockets(Leg(leg.ports).query(ESTABLISHED))
-    if leg.server:
-        bound, listeners = found, leg.listeners(found)
-    else:
-        bound = reader.listeners(port)
-        listeners = _listeners_of_client_leg(leg, reader, port, accepted, bound)
-    owner, proof = find_cluster(view, reader, port, listeners, bound, accepted)
-    limit, pending = read_limit_of(view, reader, owner.postmaster, f"port {port}", listeners)
-    return limit, f"{proof} (process {owner.postmaster.pid})", pending
 
 
 def read_limit_of(
@@ -64,34 +37,6 @@ def read_limit_of(
     backlog = backlogs.pop() if len(backlogs) == 1 else None
     source = LimitReader(view, reader, postmaster, endpoint, backlog)
     return source.read(), source.pending
-
-
-def _listeners_of_client_leg(
-    leg: Leg,
-    reader: Reader,
-    port: int,
-    accepted: "list[Socket]",
-    found: "list[Listener]",
-) -> "list[Listener]":
-    """The listeners on this host that the client leg's connections end at.
-
-    Proven by the other ends: of every address that the leg connects to, one is here too.
-    """
-    ends = {one[1:5] for one in accepted}
-    targets: dict[bytes, bool] = {}
-    for one in reader.sockets(leg.query(ESTABLISHED)):
-        mirrored = (one.remote_address, one.remote_port, one.local_address, one.local_port) in ends
-        targets[one.remote_address] = targets.get(one.remote_address, False) or mirrored
-    if not targets:
-        raise limits.unknown(
-            f"port {port}", "no connection shows now which server this client leg has"
-        )
-    if not all(targets.values()):
-        raise LimitUnknown(
-            f"the limit of port {port} cannot be read: the server of this client leg is not on "
-            "this host; name the usable slots (or this host's share of them) with --limit N"
-        )
-    return [one for one in found if any(one in listeners_at(target, found) for target in targets)]
 
 
 class LimitReader:

@@ -1,5 +1,7 @@
 """The processes that may hold a listener: those of programs that listen for PostgreSQL clients."""
 
+import time
+
 from check_pgsock.servers.programs import POSTGRESQL, kind_of
 from check_pgsock.sockets.sources import listener_inodes
 
@@ -13,15 +15,18 @@ def list_programs(view: "View") -> "dict[int, str]":
     """The command of each process whose program is of a known kind, by process id.
 
     A server's backends and the kernel's threads are left out unread, as far as the kernel tells
-    whose children they are: most processes of a database host are such.
+    whose children they are: most processes of a database host are such. Within a second they are
+    read once.
     """
+    if view.programs is not None and time.monotonic() - view.programs[0] < 1:
+        return view.programs[1]
     view.deadline.doing = f"reading the processes of {view.files.root}"
     table = view.processes()
     try:
         pids = sorted(int(name) for name in view.files.names() if name.isdigit())
     except OSError:
         return {}
-    left_out = _children(table, 2) if table.sees_all() else set()  # kthreadd's
+    left_out = children_of(table, 2) if table.sees_all() else set()  # kthreadd's
     found = {}
     for pid in pids:
         if pid in left_out:
@@ -32,12 +37,17 @@ def list_programs(view: "View") -> "dict[int, str]":
         if kind is not None:
             found[pid] = command
             if kind == POSTGRESQL:
-                left_out |= _children(table, pid)
-    return {pid: command for pid, command in found.items() if pid not in left_out}
+                left_out |= children_of(table, pid)
+    found = {pid: command for pid, command in found.items() if pid not in left_out}
+    view.programs = time.monotonic(), found
+    return found
 
 
-def _children(table: "ProcessTable", pid: int) -> "set[int]":
-    """The children of a process's first thread; none where the kernel does not tell."""
+def children_of(table: "ProcessTable", pid: int) -> "set[int]":
+    """The children of a process's first thread; none where the kernel does not tell.
+
+    One that starts or ends meanwhile may be left out, or in its place another that goes on.
+    """
     raw = table.read(pid, f"task/{pid}/children") or b""
     return {int(one) for one in raw.split() if one.isdigit()}
 

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from check_pgsock.errors import SourceError
+from check_pgsock.options import parse_address
 from check_pgsock.pgbouncer.ini import Ini, names_listener
 from check_pgsock.pgbouncer.process import read_process_ini
 from check_pgsock.processes import Process, ProcessTable
 from check_pgsock.servers.candidates import shares_network
 from check_pgsock.servers.forwards import find_forward
+from check_pgsock.servers.limits import parse_arguments
 from check_pgsock.servers.programs import (
     FORWARDER,
     POOLERS,
@@ -101,6 +103,31 @@ def _may_own(candidate: Candidate, one: Endpoint) -> bool:
     return may_hold(process.command, process.uid, one.port, uid)
 
 
+def _may_listen_at(process: Process, one: Endpoint) -> bool:
+    """Whether what the command line of a postmaster says of its addresses and of the directories
+    of its Unix sockets leaves room for an endpoint.
+    """
+    settings = parse_arguments(process.arguments)
+    name = "unix_socket_directories" if one.address is None else "listen_addresses"
+    if name not in settings:
+        return True
+    named = [each.strip(" \"'") for each in settings[name].split(",")]
+    if one.address is None:
+        return one.directory in named
+    addresses = [_parse_bound(each) for each in named if each]
+    return None in addresses or one.address in addresses
+
+
+def _parse_bound(name: str) -> bytes | None:
+    """The address that a listener at `name` of listen_addresses is bound to; None where it takes
+    a look elsewhere: a host's name, or `*`, which is both wildcards.
+    """
+    try:
+        return parse_address(name)
+    except ValueError:
+        return None
+
+
 def _shares_network(view: View, candidate: Candidate, one: Endpoint) -> bool:
     """Whether the endpoint is in the candidate's network namespace; of a Unix socket that does
     not matter.
@@ -124,7 +151,7 @@ def _support(candidate: Candidate, one: Endpoint) -> str | None:
             return BY_EXCLUSION
         return BY_COMMAND_LINE if named else None
     if candidate.kind == POSTGRESQL and candidate.port is not None:
-        if candidate.port != port:
+        if candidate.port != port or not _may_listen_at(process, one):
             return None
         return BY_PORT if candidate.port_is_proven else BY_COMMAND_LINE
     if candidate.ini is not None:

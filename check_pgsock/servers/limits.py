@@ -47,9 +47,10 @@ def unknown(endpoint: str, why: str) -> LimitUnknown:
 
 
 class Limit:
-    """Usable connection slots and how they are known."""
+    """Usable connection slots and how they are known; `setting` is what says their number."""
 
     __slots__ = ("assumed", "max_connections", "reserved", "source")
+    setting = "max_connections"
 
     def __init__(self, max_connections: int, reserved: int, source: str, assumed: bool) -> None:
         self.max_connections = max_connections

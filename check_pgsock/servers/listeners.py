@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from check_pgsock.errors import SourceError
-from check_pgsock.legs import format_address
+from check_pgsock.legs import format_endpoint
 from check_pgsock.servers.owners import Owner, Owners
 from check_pgsock.servers.programs import FORWARDER, WELL_KNOWN_PORTS
 from check_pgsock.sockets.model import Listener
@@ -72,12 +72,6 @@ class Endpoint:
     def is_proven(self) -> bool:
         """Whether it is known for certain whose it is."""
         return self.owner is not None and self.owner.proven
-
-
-def format_endpoint(address: bytes, port: int | None) -> str:
-    """`127.0.0.1:5432`, `[::1]:5432`"""
-    text = format_address(address)
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 class Found(NamedTuple):

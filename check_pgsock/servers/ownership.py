@@ -3,13 +3,18 @@
 postmaster.py decides, on values alone.
 """
 
-from check_pgsock.servers.postmaster import Census, Cluster, Port, prove
+from check_pgsock.processes import POSTGRES_COMMANDS
+from check_pgsock.servers.candidates import children_of, list_programs
+from check_pgsock.servers.postmaster import Census, Cluster, Port, prove, unseen
 from check_pgsock.sockets.model import LISTEN, Listener, Query, Socket
 from check_pgsock.sockets.reader import SocketReader
 from check_pgsock.sockets.sources import listener_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from check_pgsock.sockets.unix_sockets import UnixListener
     from check_pgsock.view import View
 
 
@@ -26,18 +31,34 @@ def find_cluster(
     `reader` is the place of `view` that they are in, `bound` are all listeners on `port` there,
     `accepted` all connections to it. Raises limits.LimitUnknown where nothing proves it.
     """
+    return prove_owner(view, reader, port, listeners, bound, lambda: accepted)
+
+
+def prove_owner(
+    view: "View",
+    reader: SocketReader,
+    port: int,
+    listeners: "list[Listener]",
+    bound: "list[Listener]",
+    read_accepted: "Callable[[], list[Socket]]",
+) -> "tuple[Cluster, str]":
+    """The same; the connections, of which a pooler may have very many, are read only if there is a
+    server that may own the port.
+    """
     table = view.processes()
     uids = {one.uid for one in listeners}
-    census = Census(table, uids)
     if view.recorded is not None:
         pid, proof = view.recorded.owner(f"port {port}", listeners)
-        return census.cluster_of(pid, f"port {port}"), proof
+        return Census(table, uids).cluster_of(pid, f"port {port}"), proof
+    census = Census(table, uids, find_families(view))
+    if not census.clusters and len(uids) == 1:
+        raise unseen(f"port {port}")
     return prove(
         Port(
             port,
             listeners,
             bound,
-            {(one.remote_address, one.remote_port): one.local_address for one in accepted},
+            {(one.remote_address, one.remote_port): one.local_address for one in read_accepted()},
             lambda: {one.port for one in reader.listeners() if one.uid in uids} - {port},
         ),
         census.clusters,
@@ -46,6 +67,41 @@ def find_cluster(
         lambda peers: _local_ports(reader, peers),
         census.is_complete,
     )
+
+
+def find_families(view: "View") -> "dict[int, list[tuple[int, str]]]":
+    """Process id and command of the children of each process that may be a postmaster, by its id;
+    none where the kernel does not tell. Far fewer processes are read than there are.
+    """
+    table = view.processes()
+    found = {}
+    for pid, command in list_programs(view).items():
+        below = children_of(table, pid) if command in POSTGRES_COMMANDS else ()
+        if below:
+            found[pid] = [(child, command) for child in sorted(below)]
+    return found
+
+
+def made_with(
+    listeners: "list[Listener]", bound: "list[Listener]", unix: "list[UnixListener]"
+) -> "set[int]":
+    """The inodes of the Unix listeners among `unix` that were made in one go with `listeners`.
+
+    A postmaster makes those of its Unix sockets right after those of its port, of which `bound` are
+    all: without a gap between the inodes, by the same user, with the same backlog (measured on 14
+    to 18).
+    """
+    found: set[int] = set()
+    for one in listeners:
+        if one.backlog is not None:
+            kin = (one.uid, one.backlog)
+            alike = {each.inode for each in bound if (each.uid, each.backlog) == kin}
+            alike |= {each.inode for each in unix if (each.uid, each.backlog) == kin}
+            inode = one.inode
+            while inode in alike:
+                found.add(inode)
+                inode += 1
+    return found & {one.inode for one in unix}
 
 
 def _local_ports(

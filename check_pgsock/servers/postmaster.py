@@ -11,6 +11,7 @@ from check_pgsock.processes import (
     TITLE_PREFIX,
     Process,
     ProcessTable,
+    parse_stat,
     parse_title_peer,
 )
 from check_pgsock.servers import limits
@@ -61,27 +62,44 @@ class Cluster:
 
 
 class Census:
-    """The processes that may be seen: the clusters of some users, and what else these run."""
+    """The processes that may be seen: the clusters of some users, and what else these run.
+
+    `children` are those of the processes that may be postmasters, by process id, where they are
+    known already; without it all processes are read.
+    """
 
     __slots__ = ("_commands", "_table", "_uids", "clusters")
 
-    def __init__(self, table: ProcessTable, uids: "Collection[int]") -> None:
+    def __init__(
+        self, table: ProcessTable, uids: "Collection[int]",
+        children: "Optional[dict[int, list[tuple[int, str]]]]" = None,
+    ) -> None:  # fmt: skip
         self._table = table
         self._uids = uids
-        self._commands = table.commands()
-        self.clusters = self._find_clusters()
+        self._commands: Optional[dict[int, tuple[str, int]]] = None
+        self.clusters = self._find_clusters(children or self._find_children())
 
-    def _find_clusters(self) -> "list[Cluster]":
+    @property
+    def _all(self) -> "dict[int, tuple[str, int]]":
+        if self._commands is None:
+            self._commands = self._table.commands()
+        return self._commands
+
+    def _find_children(self) -> "dict[int, list[tuple[int, str]]]":
+        """The processes of PostgreSQL below each that has some."""
+        children: dict[int, list[tuple[int, str]]] = {}
+        for pid, (command, parent) in self._all.items():
+            if command in POSTGRES_COMMANDS:
+                children.setdefault(parent, []).append((pid, command))
+        return children
+
+    def _find_clusters(self, children: "dict[int, list[tuple[int, str]]]") -> "list[Cluster]":
         """A postmaster is whose children call themselves `postgres: ...`: a wrapper that is named
         postgres, too, is none.
         """
-        children: dict[int, list[tuple[int, str]]] = {}
-        for pid, (command, parent) in self._commands.items():
-            if command in POSTGRES_COMMANDS:
-                children.setdefault(parent, []).append((pid, command))
         clusters = []
         for pid, below in children.items():
-            command, parent = self._commands.get(pid, ("", 0))
+            command, parent = self._stat(pid)
             if command not in POSTGRES_COMMANDS:
                 continue
             process = self._table.process(pid, command, parent)
@@ -90,6 +108,15 @@ class Census:
             if any(_is_titled(self._table.process(*child, pid)) for child in below):
                 clusters.append(Cluster(process, below, self._table))
         return clusters
+
+    def _stat(self, pid: int) -> "tuple[str, int]":
+        """Command and parent of a process; no command where it is gone."""
+        if self._commands is not None:
+            return self._commands.get(pid, ("", 0))
+        try:
+            return parse_stat(self._table.read(pid, "stat") or b"")
+        except (ValueError, IndexError):
+            return "", 0
 
     def cluster_of(self, pid: int, endpoint: str) -> Cluster:
         """The cluster whose postmaster is this process; raises limits.LimitUnknown."""
@@ -105,7 +132,7 @@ class Census:
         if not self._table.sees_all():
             return False
         known = {one.postmaster.pid for one in self.clusters}
-        for pid, (command, parent) in self._commands.items():
+        for pid, (command, parent) in self._all.items():
             is_child = parent in known and command in POSTGRES_COMMANDS
             if pid not in known and not is_child:
                 process = self._table.process(pid, command, parent)
@@ -156,12 +183,21 @@ class Port:
         made together with one that did: with the next inode, by the same user, with the same
         backlog, as a postmaster makes the listeners of all its addresses in one go.
         """
-        accepting = [self.accepting(self.peers[peer]) for peer in proven]
-        reached = {one.inode for one in accepting if one is not None}
-        return all(
-            one.inode in reached or any(other.inode in reached for other in self._made_with(one))
-            for one in self.listeners
-        )
+        reached = self._reached(proven)
+        return all(self._is_with(one, reached) for one in self.listeners)
+
+    def is_touched(self, proven: "set[Peer]") -> bool:
+        """Whether that is so for any of them, or may be."""
+        reached = self._reached(proven)
+        return None in reached or any(self._is_with(one, reached) for one in self.listeners)
+
+    def _reached(self, proven: "set[Peer]") -> "set[Optional[int]]":
+        """The inodes of what accepted these connections; None where several may have."""
+        takers = [self.accepting(self.peers[peer]) for peer in proven]
+        return {None if one is None else one.inode for one in takers}
+
+    def _is_with(self, one: Listener, reached: "set[Optional[int]]") -> bool:
+        return one.inode in reached or any(other.inode in reached for other in self._made_with(one))
 
     def is_one(self) -> bool:
         """Whether the listeners that matter were all made together."""
@@ -218,10 +254,11 @@ def prove(
     accounted = {one.port for one in candidates if one.port not in (None, port.number)}
     candidates = [one for one in candidates if one.port in (None, port.number)]
     evidence = _find_evidence(port, candidates, local_ports)
-    if len(evidence) == 1:
-        ((cluster, proven),) = evidence.items()
-        if port.is_reached(proven):
-            return cluster, "the titles of its backends name connections of the port"
+    # Others may listen on the port, too, at other addresses.
+    here = [one for one, proven in evidence.items() if port.is_touched(proven)]
+    if len(here) == 1:
+        if port.is_reached(evidence[here[0]]):
+            return here[0], "the titles of its backends name connections of the port"
     elif (
         len(candidates) == 1
         and not evidence

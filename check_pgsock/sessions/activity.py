@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 WAITING = "waiting"  # active, and held up by a lock or a synchronous standby
 NOT_ACCEPTED = "not accepted"  # complete in the kernel; no process has it yet
 NO_STARTUP_PACKET = "no startup packet"  # accepted, but nobody asked for a session: holds no slot
-ORPHANED = "orphaned"  # the other end is closed, a process still holds this one
+ORPHANED = "orphaned"  # the client is gone, its backend (or the pooler) still holds this end
+CLOSED_BY_SERVER = "closed by server"  # the client's process still holds this end
 SUSPECTED_DEAD_PEER = "suspected dead peer"  # it does not acknowledge
 CLIENT_NOT_READING = "client not reading"  # its receive window is closed, and more is to be sent
 KERNEL_ORPHAN = "kernel orphan"  # no process has it any more; the kernel is closing it
@@ -53,6 +54,7 @@ ACTIVITIES = (
     NOT_ACCEPTED,
     NO_STARTUP_PACKET,
     ORPHANED,
+    CLOSED_BY_SERVER,
     SUSPECTED_DEAD_PEER,
     CLIENT_NOT_READING,
     KERNEL_ORPHAN,
@@ -73,6 +75,9 @@ _STARTUP_BYTES = 16
 # 18, PgBouncer 1.18); what it writes before the password, without TLS, is shorter (SCRAM: 140).
 _WELCOME_BYTES = 200
 _BEFORE_SESSION = (AUTHENTICATION, STARTUP, INITIALIZING)
+# What is not answered is acknowledged by itself, within this (TCP_DELACK_MAX: 0.2 s); the answer to
+# a keepalive comes later, a second after the last data at the soonest.
+_DELAYED_ACK_MS = 500
 # Title and socket may be read while a session goes from one state to another, but not for longer.
 _CONTRADICTION_MS = 1000
 
@@ -82,7 +87,8 @@ if TYPE_CHECKING:
         """One of ACTIVITIES, for how long nothing has been exchanged, and how it is known.
 
         `idle_seconds` is None where it says nothing (a session that works) or is not known. Of a
-        peer that may be dead, or does not read, it is the time since its last word.
+        peer that may be dead, or does not read, it is the time since its last word; of one that is
+        unknown, the time for which it has been idle or at one statement.
         """
 
         activity: str
@@ -96,14 +102,20 @@ else:
 class _Flow:
     """The tcp_info of a server's or a client's end, in terms of requests and responses."""
 
-    __slots__ = ("request_bytes", "request_ms", "response_bytes", "response_ms", "silence")
+    __slots__ = (
+        "is_acknowledged_late", "is_servers", "request_bytes", "request_ms", "response_bytes",
+        "response_ms", "silence",
+    )  # fmt: skip
 
     def __init__(self, one: Socket, server: bool) -> None:
         info = one.info
         assert info is not None
         sent = None if info.bytes_acked is None else info.bytes_acked + one.send_queue
         received = info.bytes_received
-        self.silence = min(info.last_data_sent_ms, info.last_data_received_ms) / 1000
+        silent_ms = min(info.last_data_sent_ms, info.last_data_received_ms)
+        self.silence = silent_ms / 1000
+        self.is_servers = server
+        self.is_acknowledged_late = 0 < silent_ms - info.last_ack_received_ms <= _DELAYED_ACK_MS
         if server:
             self.request_ms, self.response_ms = info.last_data_received_ms, info.last_data_sent_ms
             self.request_bytes, self.response_bytes = received, sent
@@ -139,11 +151,17 @@ class _Flow:
         return False
 
 
-def judge_activity(one: Socket, server: bool, title: "Optional[Title]" = None) -> Activity:
+def judge_activity(
+    one: Socket,
+    server: bool,
+    title: "Optional[Title]" = None,
+    other: "Optional[Socket]" = None,
+) -> Activity:
     """What the connection of this socket is doing.
 
     `server` tells the end that accepted it from the one that connected. `title` is that of its
-    backend, on either leg; None where that is not known.
+    backend, on either leg; None where that is not known. `other` is its other end, where that is
+    known: on this host.
     """
     activity = _judge_socket(one, server)
     flow = None if one.info is None else _Flow(one, server)
@@ -165,8 +183,15 @@ def judge_activity(one: Socket, server: bool, title: "Optional[Title]" = None) -
             return Activity(found, None if found in (ACTIVE, WAITING) else silence, BY_TITLE)
         if title.state in _BEFORE_SESSION:
             return Activity(UNKNOWN, None, BY_TITLE)
-    found = UNKNOWN if flow is None else _judge_flow(one, flow)
-    return Activity(found, silence if found == IDLE else None, BY_TCP_INFO if flow else BY_SOCKET)
+    if flow is None:
+        return Activity(UNKNOWN, None, BY_SOCKET)
+    if flow.is_before_welcome() or (one.timer == _RETRANSMIT and one.retransmits):
+        return Activity(UNKNOWN, None, BY_TCP_INFO)
+    flows = [flow]
+    if other is not None and other.info is not None:
+        flows.append(_Flow(other, not server))
+    found = _judge_flows(flows)
+    return Activity(found, None if found == ACTIVE else silence, BY_TCP_INFO)
 
 
 def _judge_socket(one: Socket, server: bool) -> "Optional[str]":
@@ -178,7 +203,7 @@ def _judge_socket(one: Socket, server: bool) -> "Optional[str]":
             return KERNEL_ORPHAN
         return UNKNOWN
     if one.state == CLOSE_WAIT:
-        return ORPHANED
+        return ORPHANED if server else CLOSED_BY_SERVER
     if one.state != ESTABLISHED:
         return UNKNOWN
     if one.retransmits >= _UNANSWERED.get(one.timer, one.retransmits + 1):
@@ -208,9 +233,14 @@ def judge_title(title: Title) -> "Optional[str]":
     return None
 
 
-def _judge_flow(one: Socket, flow: _Flow) -> str:
-    if flow.is_before_welcome() or (one.timer == _RETRANSMIT and one.retransmits):
-        return UNKNOWN
-    if flow.response_ms > flow.request_ms:
-        return ACTIVE
-    return IDLE if flow.response_ms < flow.request_ms else UNKNOWN
+def _judge_flows(flows: "list[_Flow]") -> str:
+    """What the flows of a session's ends tell, one or both of them: by their data, and where all
+    came within one tick by who acknowledged the last of it by itself, without an answer.
+    """
+    for one in flows:
+        if one.response_ms != one.request_ms:
+            return ACTIVE if one.response_ms > one.request_ms else IDLE
+    for one in flows:
+        if one.is_acknowledged_late:
+            return IDLE if one.is_servers else ACTIVE
+    return UNKNOWN

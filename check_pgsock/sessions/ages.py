@@ -15,7 +15,7 @@ All times are in seconds, but those that a socket holds (milliseconds).
 
 from collections import namedtuple
 
-from check_pgsock.sockets.model import Socket
+from check_pgsock.sockets.model import SYN_RECV, SYN_SENT, Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def judge_age(
     """
     if backend is not None:
         return Age(backend, BY_BACKEND_START, False)
+    if one.state in (SYN_SENT, SYN_RECV):
+        return None  # not made yet: its clocks do not run
     if one.info is not None and one.info.bytes_received == 0:
         # The clock of what was received last began with the connection (tcp_finish_connect,
         # tcp_create_openreq_child), and nothing has set it since.

@@ -6,11 +6,18 @@ Titles come first, since everybody may read them; descriptors only for what no t
 from collections import namedtuple
 
 from check_pgsock.processes import parse_cpu_ticks, parse_title_area
-from check_pgsock.sessions.titles import LOCAL, PARALLEL_WORKER, Title, match_peers, parse_children
+from check_pgsock.sessions.titles import (
+    LOCAL,
+    PARALLEL_WORKER,
+    UNKNOWN,
+    Title,
+    match_peers,
+    parse_children,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from typing import NamedTuple, Optional
 
     from check_pgsock.processes import ProcessTable
@@ -49,7 +56,8 @@ class Backends:
         self._table = table
         self._held: Optional[dict[int, int]] = None
         heard = set(heard)
-        titles, stats = _read_titles(table, cluster, heard)
+        titles = read_titles(table, cluster, heard)
+        stats = {pid: table.read(pid, "stat") or b"" for pid in titles}
         leaders = [one.leader for one in titles.values() if one.kind == PARALLEL_WORKER]
         self.by_pid = {
             pid: Backend(
@@ -87,26 +95,39 @@ class Backends:
         holder = self._held.get(inode)
         return None if holder is None else self.by_pid[holder]
 
+    def untold(self) -> "list[Backend]":
+        """Those whose title does not tell what they are (it is cut), but for those whose TCP
+        connection is known.
+        """
+        matched = set(self._matched.values())
+        return [
+            one
+            for pid, one in self.by_pid.items()
+            if one.title.kind == UNKNOWN and pid not in matched
+        ]
+
     def local(self) -> "list[Backend]":
         """Those whose clients came over a Unix socket."""
         return [one for one in self.by_pid.values() if one.title.host == LOCAL]
 
 
-def _read_titles(
-    table: "ProcessTable", cluster: "Cluster", heard: "set[Peer]"
-) -> "tuple[dict[int, Title], Mapping[int, bytes]]":
-    """Titles and /proc/PID/stat of the children that have the postmaster's own uid."""
+def read_titles(
+    table: "ProcessTable", cluster: "Cluster", peers: "Iterable[Peer]" = ()
+) -> "dict[int, Title]":
+    """What the titles of the children say that have the postmaster's own uid, by process id;
+    `peers` as titles.parse_children takes them.
+    """
     postmaster = cluster.postmaster
-    raws, stats = {}, {}
+    raws = {}
     for pid, _ in cluster.children:
-        raw, stat = table.read(pid, "cmdline"), table.read(pid, "stat")
-        if raw and stat and table.uid(pid) == postmaster.uid:
-            raws[pid], stats[pid] = raw, stat
+        raw = table.read(pid, "cmdline")
+        if raw and table.uid(pid) == postmaster.uid:
+            raws[pid] = raw
     command_line = table.read(postmaster.pid, "cmdline") or b""
     area = parse_title_area(table.read(postmaster.pid, "stat") or b"")
     if area and _OWN_LIBRARY in (table.read(postmaster.pid, "environ") or _OWN_LIBRARY):
         area = None
-    return parse_children(raws, command_line, area, peers=heard), stats
+    return parse_children(raws, command_line, area, peers=set(peers))
 
 
 def _cpu_seconds(stat: bytes, ticks_per_second: int) -> "Optional[float]":

@@ -11,12 +11,14 @@ from check_pgsock.sessions.activity import (
     ACTIVITIES,
     BY_SOCKET,
     BY_TITLE,
+    CLOSED_BY_SERVER,
     ORPHANED,
     UNKNOWN,
     judge_activity,
     judge_title,
 )
 from check_pgsock.sessions.ages import BY_BACKEND_START, Age, judge_age
+from check_pgsock.sessions.titles import UNKNOWN as TITLE_UNKNOWN
 from check_pgsock.sockets.model import STATE_NAMES, Socket
 from check_pgsock.text import clean, say_top
 
@@ -36,10 +38,10 @@ OVER_UNIX = "[local]"  # the peer of a session over a Unix socket, as process ti
 KEYS = (
     "leg", "namespace", "state", "local_address", "local_port", "peer_address", "peer_port",
     "user", "database", "session_state", "activity", "activity_known_by", "idle_seconds",
-    "age_seconds", "age_known_by", "age_is_lower_bound", "backend_pid", "backend_cpu_seconds",
-    "parallel_workers", "uid", "pid", "process", "peer_uid", "peer_pid", "peer_process",
-    "received_bytes", "sent_bytes", "receive_queue_bytes", "send_queue_bytes", "retransmits",
-    "total_retransmits", "cgroup", "inode",
+    "age_seconds", "age_known_by", "age_is_lower_bound", "backend_pid", "backend_type",
+    "backend_cpu_seconds", "parallel_workers", "uid", "pid", "process", "peer_uid", "peer_pid",
+    "peer_process", "received_bytes", "sent_bytes", "receive_queue_bytes", "send_queue_bytes",
+    "retransmits", "total_retransmits", "cgroup", "inode",
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -67,13 +69,16 @@ def of_socket(
     holder: "Optional[Holder]" = None,
     period: "Optional[float]" = None,
     at_most: "Optional[float]" = None,
+    other: "Optional[Socket]" = None,
 ) -> Connection:
     """What is known of the connection that a TCP socket is an end of.
 
     `backend` is its backend, `holder` the process that holds this end; `period` its proven
-    keepalive period, `at_most` an age that it cannot have passed: see ages.judge_age.
+    keepalive period, `at_most` an age that it cannot have passed: see ages.judge_age; `other` its
+    other end, where that is on this host.
     """
-    found = judge_activity(one, leg == SERVER, None if backend is None else backend.title)
+    title = None if backend is None else backend.title
+    found = judge_activity(one, leg == SERVER, title, other)
     age = judge_age(one, None if backend is None else backend.age, period, at_most)
     info = one.info
     sent = None if info is None else info.bytes_acked
@@ -153,6 +158,8 @@ def _session(backend: "Optional[Backend]") -> "dict[str, Any]":
         # The command tag of an active one; one that may be cut says only what is certain.
         "session_state": (title.text if _tells_state(title) else title.state) or None,
         "backend_pid": backend.pid,
+        # An idle walsender's title may be that of a user called walsender.
+        "backend_type": None if title.kind == TITLE_UNKNOWN else title.kind,
         "backend_cpu_seconds": backend.cpu_seconds,
         "parallel_workers": backend.workers,
     }
@@ -230,7 +237,7 @@ def who_lines(connections: "list[Connection]", noun: str, most: int = 10) -> "li
         sections.append((words, counts))
     told = []
     activities = activity_counts(connections)
-    if activities.keys() - {UNKNOWN, ORPHANED}:
+    if activities.keys() - {UNKNOWN, ORPHANED, CLOSED_BY_SERVER}:
         told.append(f"activity: {say_counts(activities)}")
     shares = _share_out(most - len(told), [len(counts) for _, counts in sections])
     lines = []

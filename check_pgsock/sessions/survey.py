@@ -13,7 +13,8 @@ from check_pgsock.sessions import connections
 from check_pgsock.sessions.ages import DEFAULT_INTERVAL, confirm_setting, prove_period
 from check_pgsock.sessions.backends import Backends
 from check_pgsock.sessions.connections import CLIENT, SERVER, Connection, Holder
-from check_pgsock.sockets.model import CLOSE, LISTEN, TIME_WAIT, Query
+from check_pgsock.sockets.model import CLOSE, ESTABLISHED, LISTEN, TIME_WAIT, Query
+from check_pgsock.sockets.unix_sockets import UnixSocket
 from check_pgsock.text import plural
 
 TYPE_CHECKING = False
@@ -130,7 +131,7 @@ class _Place:
             # The other ends of those that come from this host.
             ends = {
                 _mirrored(one): one
-                for one in self._reader.sockets(Query((port,), False, CONNECTED))
+                for one in self._reader.sockets(Query((port,), False, CONNECTED, info=True))
             }
             clients = [end for end in (ends.get(one[1:5]) for one in wanted) if end is not None]
             holders = self._find_holders([*clients, *(rest if backends is None else [])])
@@ -141,7 +142,7 @@ class _Place:
                 limit = at_most if holder is None else holder.age
                 end = ends.get(one[1:5])
                 peer = None if end is None else holders.get(end.inode)
-                row = connections.of_socket(one, SERVER, of.get(one), holder, period, limit)
+                row = connections.of_socket(one, SERVER, of.get(one), holder, period, limit, end)
                 if end is not None and end.inode:
                     row["peer_uid"] = end.uid
                 if peer is not None:
@@ -149,9 +150,40 @@ class _Place:
                 self._append(row)
             if unix and backends is not None and accepts is None:
                 for each in backends.local():
-                    if each.pid not in self._local:
-                        self._local.add(each.pid)
-                        self._append(connections.of_unix_socket(None, each))
+                    self._add_local(None, each)
+                self._add_untold(backends, {one.pid for one in of.values() if one is not None})
+
+    def _add_local(self, one: "Optional[UnixSocket]", backend: "Backend") -> None:
+        """Add a session over a Unix socket, once."""
+        if backend.pid not in self._local:
+            self._local.add(backend.pid)
+            self._append(connections.of_unix_socket(one, backend))
+
+    def _add_untold(self, backends: Backends, known: "set[int]") -> None:
+        """Add the sessions over Unix sockets of backends whose titles do not tell that they are:
+        by their descriptors, or else say how many backends there are. `known` are those of TCP
+        connections.
+        """
+        untold = [one for one in backends.untold() if one.pid not in known | self._local]
+        if not untold:
+            return
+        accepted = {
+            one.inode: one
+            for one in self._reader.unix(1 << ESTABLISHED, lambda one: one.path is not None)
+            if isinstance(one, UnixSocket)
+        }
+        hidden = 0
+        for each in untold:
+            held = self._table.socket_inodes(each.pid)
+            hidden += held is None
+            for inode in accepted.keys() & (held or set()):
+                self._add_local(accepted[inode], each)
+        if hidden:
+            self._found.notes.append(
+                f"{plural(hidden, 'backend')} whose title does not tell what it is (it is cut): "
+                "its session is not shown if it is one over a Unix socket, which root and the "
+                "server's user can see"
+            )
 
     def add_client_leg(self, leg: Leg, port: int, states: int) -> None:
         """Add the connections opened from here to `port`."""

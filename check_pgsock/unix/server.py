@@ -1,4 +1,4 @@
-"""The PostgreSQL server behind a Unix socket: its limit, and its sessions that are not seen here.
+"""The PostgreSQL server behind a Unix socket: whose it is, and its sessions that are not seen here.
 
 Who owns a listening Unix socket is proven by descriptors alone, which root and the server's own
 user may read: a title names no client of a Unix socket, and any program may make a file
@@ -6,8 +6,6 @@ user may read: a title names no client of a Unix socket, and any program may mak
 """
 
 from check_pgsock.servers import limits
-from check_pgsock.servers.auto_limit import read_limit_of
-from check_pgsock.servers.limits import Limit, LimitUnknown
 from check_pgsock.servers.postmaster import Census, unseen
 from check_pgsock.sockets.model import ESTABLISHED
 from check_pgsock.text import plural
@@ -22,23 +20,6 @@ if TYPE_CHECKING:
     from check_pgsock.sockets.unix_sockets import UnixListener
     from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View
-
-
-def read_limit(
-    view: "View", path: str, listeners: "list[UnixListener]"
-) -> "tuple[Limit, str, Optional[str]]":
-    """(limit, proof of whose server it is, pending change of it) of the server that `listeners`,
-    those of `path`, belong to. Raises LimitUnknown, naming --limit, where that cannot be told.
-    """
-    (reader,) = view.reader.each
-    endpoint = f"socket {path}"
-    if reader.saved and view.recorded is None:
-        raise LimitUnknown(
-            f"the limit of {endpoint} is not in a saved moment; name it with --limit N"
-        )
-    owner, proof = find_owner(view, endpoint, listeners)
-    limit, pending = read_limit_of(view, reader, owner.postmaster, endpoint, listeners)
-    return limit, f"{proof} (process {owner.postmaster.pid})", pending
 
 
 def find_owner(
@@ -111,16 +92,11 @@ def say_elsewhere(view: "View", sessions: "Sessions") -> "Optional[str]":
 
 def _titled(table: "ProcessTable", clusters: "list[Cluster]") -> "set[int]":
     """The process ids of backends whose title says that their client came over a Unix socket."""
-    from check_pgsock.sessions.titles import LOCAL, parse_children
+    from check_pgsock.sessions.backends import read_titles
+    from check_pgsock.sessions.titles import LOCAL
 
-    found: set[int] = set()
-    for cluster in clusters:
-        owner = cluster.postmaster
-        raws = {pid: table.read(pid, "cmdline") or b"" for pid, _ in cluster.children}
-        titles = parse_children(raws, table.read(owner.pid, "cmdline") or b"")
-        local = (pid for pid, title in titles.items() if title.host == LOCAL)
-        found.update(pid for pid in local if table.uid(pid) == owner.uid)
-    return found
+    titles = (read_titles(table, one) for one in clusters)
+    return {pid for told in titles for pid, title in told.items() if title.host == LOCAL}
 
 
 def _accepted(view: "View", users: "set[int]") -> "set[int]":

@@ -15,6 +15,11 @@ STATES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 # Cores and seconds that the pool of the drill is judged by, whatever the machine has.
 CORES = 4
 _POOL_WINDOW = 2
+# Checks that keep something for their next run.
+_KEEP = ("accept_queue", "pool_size")
+# What nobody uses for so many seconds counts as leaked in a drill, where faults last seconds.
+_UNUSED = ("--keep", "0", "--idle-for", "4", "--idle-in-transaction-for", "4", "-w", "3",
+           "-c", "20")  # fmt: skip
 
 
 class Service(NamedTuple):
@@ -33,9 +38,11 @@ class Service(NamedTuple):
             raise LabError(f"{executable.name} is not installed beside {sys.executable}")
         server = lab.server(self.via)
         if self.check == "pool_size":
-            where = ["--dsn", server.dsn(DATABASE, MONITOR), "--state-dir", str(_state(lab))]
+            where = ["--dsn", server.dsn(DATABASE, MONITOR)]
         else:
             where = ["-p", str(server.port), "--leg", self.leg]
+        if self.check in _KEEP:
+            where += ["--state-dir", str(_state(lab))]
         host = lab.client_host if self.leg == "client" else lab.server_host
         return host.command([str(executable), *where, *self.arguments])
 
@@ -48,6 +55,12 @@ SERVICES = (
     Service("close_wait:client", "close_wait", "postgresql", "client", ()),
     Service("thrashing", "thrashing", "postgresql", "server", ("--window", "1")),
     Service("thrashing@pgbouncer", "thrashing", "pgbouncer", "server", ("--window", "1")),
+    Service("leak", "leak", "postgresql", "server", _UNUSED),
+    Service("leak@pgbouncer", "leak", "pgbouncer", "server", _UNUSED),
+    # Drops are judged over a few seconds: those of one fault are none of the next.
+    Service("accept_queue", "accept_queue", "postgresql", "server",
+            ("--over", "5", "--accept-wait-critical", "60")),
+    Service("workers:client", "workers", "postgresql", "client", ()),
     Service("pool_size", "pool_size", "postgresql", "server",
             ("--cores", str(CORES), "--min-window", str(_POOL_WINDOW), "-t", "4")),
 )  # fmt: skip

@@ -95,15 +95,22 @@ class Leak(Fault):
 
 
 class Hoard(Fault):
-    """One process that holds many sessions."""
+    """One process of several alike that holds many sessions, where the others have two each."""
 
     name = "hoard"
-    size = "25"
+    size = "20"
     vias = _BOTH
+    siblings = 3
+    sessions_of_sibling = 2
 
     def start(self) -> None:
-        self._client = self.stack.enter_context(ClientProcess(self.lab, self.count, via=self.via))
+        counts = (self.count, *(self.siblings * [self.sessions_of_sibling]))
+        self._clients = [
+            self.stack.enter_context(ClientProcess(self.lab, count, via=self.via))
+            for count in counts
+        ]
 
     def trouble(self) -> str | None:
-        lost = self._client.count_lost()
-        return f"{lost} of {plural(self.count, 'session')} lost" if lost else super().trouble()
+        lost = sum(client.count_lost() for client in self._clients)
+        whole = self.count + self.siblings * self.sessions_of_sibling
+        return f"{lost} of {plural(whole, 'session')} lost" if lost else super().trouble()

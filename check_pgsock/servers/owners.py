@@ -20,7 +20,7 @@ from check_pgsock.servers.limits import LimitUnknown
 from check_pgsock.servers.ownership import find_cluster
 from check_pgsock.servers.postmaster import Census
 from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL, kind_of
-from check_pgsock.sockets.model import ESTABLISHED, Listener
+from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Listener
 
 if TYPE_CHECKING:
     from check_pgsock.servers.listeners import Endpoint
@@ -161,7 +161,7 @@ class Owners:
             if each.reader is one.reader and each.port == listener.port
             if isinstance(each.listener, Listener)
         ]
-        accepted = one.reader.sockets(Leg((listener.port,)).query(ESTABLISHED))
+        accepted = one.reader.sockets(Leg((listener.port,)).query(ESTABLISHED, CLOSE_WAIT))
         try:
             cluster, proof = find_cluster(
                 self._view, one.reader, listener.port, [listener], bound, accepted

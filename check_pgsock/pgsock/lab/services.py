@@ -62,7 +62,7 @@ SERVICES = (
             ("--over", "5", "--accept-wait-critical", "60")),
     Service("workers:client", "workers", "postgresql", "client", ()),
     Service("pool_size", "pool_size", "postgresql", "server",
-            ("--cores", str(CORES), "--min-window", str(_POOL_WINDOW), "-t", "4")),
+            ("--cores", str(CORES), "--min-window", str(_POOL_WINDOW), "-t", "6")),
 )  # fmt: skip
 
 

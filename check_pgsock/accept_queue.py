@@ -2,9 +2,11 @@
 
 A TCP connection waits in the queue of its listener as a socket without an inode, in ESTABLISHED,
 or in CLOSE_WAIT once its client has given up. One that its client has reset is in no table of the
-kernel any more and keeps its place in the queue all the same: of it, as of all that wait on a Unix
-socket, the listener's own count alone tells. Authority: inet_csk_reqsk_queue_add() and
-inet_csk_accept() in net/ipv4/inet_connection_sock.c, unix_accept() in net/unix/af_unix.c.
+kernel any more and keeps its place in the queue all the same: of it, as of one on a Unix socket
+whose client is gone, the listener's own count alone tells. The others that wait on a Unix socket
+are told by their clients' ends. Authority: inet_csk_reqsk_queue_add() and inet_csk_accept() in
+net/ipv4/inet_connection_sock.c, unix_accept() in net/unix/af_unix.c, sk_diag_dump_icons() in
+net/unix/diag.c.
 """
 
 from check_pgsock.legs import format_endpoint, listeners_at
@@ -13,7 +15,7 @@ from check_pgsock.text import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Optional, Union
 
     from check_pgsock.sockets.model import Socket
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
 class Queue:
     """The queue of one listener at one moment, or what stayed in it between two.
 
-    `waiting` are those of its connections that are sockets of their own, `others` is how many more
-    there are. `namespace` is the network namespace of a TCP listener, where one was asked for.
+    `waiting` are those of its connections that are sockets of their own, `clients` the inodes of
+    the clients' ends of those that wait on a Unix socket, `others` is how many more there are.
+    `namespace` is the network namespace of a TCP listener, where one was asked for.
     """
 
-    __slots__ = ("listener", "namespace", "others", "waiting")
+    __slots__ = ("clients", "listener", "namespace", "others", "waiting")
 
     def __init__(
         self,
@@ -38,16 +41,18 @@ class Queue:
         waiting: "list[Socket]",
         told: int,
         namespace: "Optional[str]" = None,
+        clients: "Iterable[int]" = (),
     ) -> None:
         self.listener = listener
         self.namespace = namespace
         self.waiting = waiting
-        self.others = max(told - len(waiting), 0)
+        self.clients = frozenset(clients)
+        self.others = max(told - len(waiting) - len(self.clients), 0)
 
     @property
     def length(self) -> int:
         """The number of connections in it."""
-        return len(self.waiting) + self.others
+        return len(self.waiting) + len(self.clients) + self.others
 
     @property
     def name(self) -> str:
@@ -71,8 +76,9 @@ class Queue:
         if earlier is None:
             return Queue(self.listener, [], 0, self.namespace)
         waiting = _staying(earlier.waiting, self.waiting)
-        others = min(earlier.others, self.others)
-        return Queue(self.listener, waiting, len(waiting) + others, self.namespace)
+        clients = earlier.clients & self.clients
+        told = len(waiting) + len(clients) + min(earlier.others, self.others)
+        return Queue(self.listener, waiting, told, self.namespace, clients)
 
 
 class Look:
@@ -100,6 +106,16 @@ class Look:
     def length(self) -> int:
         """The number of connections in all queues."""
         return sum(one.length for one in self.queues)
+
+    @property
+    def unix(self) -> "list[Queue]":
+        """The queues of Unix sockets."""
+        return [one for one in self.queues if not isinstance(one.listener, Listener)]
+
+    @property
+    def tcp(self) -> "list[Listener]":
+        """The listeners that are no Unix sockets."""
+        return [one.listener for one in self.queues if isinstance(one.listener, Listener)]
 
     @property
     def fullest(self) -> "Optional[Queue]":
@@ -144,15 +160,22 @@ class Look:
         place = None if reader.namespace is None else reader.namespace.name
         self.queues += [Queue(one, of[one.inode], one.accept_queue, place) for one in chosen]
 
-    def add_unix(self, listeners: "list[UnixListener]", waiting: int) -> None:
+    def add_unix(
+        self,
+        listeners: "list[UnixListener]",
+        waiting: int,
+        clients: "Mapping[int, Iterable[int]]" = {},  # noqa: B006 (it is only read)
+    ) -> None:
         """Take in the queue of a Unix socket, as its listener tells it, or else `waiting`; none if
-        another path has led to the same listener before.
+        another path has led to the same listener before. `clients` are the inodes of the clients'
+        ends that wait, by the listener's; 0 for one that is gone.
         """
         known = {one.listener.inode for one in self.queues}
         for one in listeners:
             if one.inode not in known:
                 told = waiting if one.accept_queue is None else one.accept_queue
-                self.queues.append(Queue(one, [], told))
+                known_clients = (each for each in clients.get(one.inode, ()) if each)
+                self.queues.append(Queue(one, [], told, None, known_clients))
 
     def staying(self, earlier: "Look") -> "Look":
         """What of this look was there at the `earlier` one, too."""

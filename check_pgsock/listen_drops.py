@@ -11,6 +11,7 @@ are judged.
 from collections import namedtuple
 
 from check_pgsock.history import Reading, find_growth
+from check_pgsock.processes import parse_start_ticks
 from check_pgsock.servers.programs import POSTGRESQL
 from check_pgsock.socket_state import NO_DIRECTORY, open_store, service_key
 from check_pgsock.sockets.model import Listener
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from check_pgsock.accept_queue import Queue
     from check_pgsock.legs import Leg
     from check_pgsock.plugin import Run
+    from check_pgsock.servers.owners import Owner
     from check_pgsock.view import View
 
     class Counter(NamedTuple):
@@ -36,24 +38,27 @@ if TYPE_CHECKING:
         drops: int
         refused: int  # by all listeners of its network namespace
         kind: "Optional[str]"  # of its program, where that is proven: see servers.programs
+        owner: "Optional[list[int]]"  # likewise: process id and start (parse_start_ticks()) of one
 
 else:
-    Counter = namedtuple("Counter", "endpoint inode cookie drops refused kind")
+    Counter = namedtuple("Counter", "endpoint inode cookie drops refused kind owner")
 
 _NOT_JUDGED = "drops are not judged, the queue is"
 
 
 class Drops:
     """The drops per second of a leg's listeners (None: not judged), and what is to be said of
-    them, always and with -v. `commit` keeps this run's counters for the next ones.
+    them, always and with -v. `owners` are process id and start of the proven ones, by the
+    listener's inode. `commit` keeps this run's counters for the next ones.
     """
 
-    __slots__ = ("commit", "notes", "rate", "told")
+    __slots__ = ("commit", "notes", "owners", "rate", "told")
 
     def __init__(self, *notes: str) -> None:
         self.rate: Optional[float] = None
         self.notes = list(notes)
         self.told: list[str] = []
+        self.owners: dict[int, tuple[int, int]] = {}
         self.commit: Optional[Callable[[], None]] = None
 
 
@@ -84,16 +89,22 @@ def read_drops(run: "Run", view: "View", leg: "Leg", queues: "Iterable[Queue]") 
     over = run.options.over
     key = service_key(run, view, leg, over)
     samples = [(one.at, parse_counters(one.data)) for one in store.samples(key)]
-    proven = {(one.inode, one.cookie): one.kind for _, all_of in samples for one in all_of}
+    proven = {
+        (one.inode, one.cookie): (one.kind, one.owner)
+        for _, all_of in samples
+        for one in all_of
+        if one.kind is not None
+    }
     now = [
         Counter(
             queue.name, one.inode, one.cookie, one.drops or 0, refused[queue.namespace] or 0,
-            proven.get((one.inode, one.cookie)),
+            *proven.get((one.inode, one.cookie), (None, None)),
         )
         for queue, one in listeners
     ]  # fmt: skip
     found = Drops()
     judged = _choose(found, view, leg, now)
+    found.owners = {one.inode: (one.owner[0], one.owner[1]) for one in now if one.owner is not None}
     found.commit = lambda: store.commit({key: now}, run.now, over)
     _measure(found, judged, samples, run.now, over)
     return found
@@ -103,7 +114,7 @@ def parse_counters(data: object) -> "list[Counter]":
     """The counters of one sample; none where it is not what this version writes."""
     if not isinstance(data, list):
         return []
-    return [Counter(*one) for one in data if isinstance(one, list) and len(one) == 6]
+    return [Counter(*one) for one in data if isinstance(one, list) and len(one) == 7]
 
 
 def _choose(found: Drops, view: "View", leg: "Leg", now: "list[Counter]") -> "list[Counter]":
@@ -121,13 +132,14 @@ def _choose(found: Drops, view: "View", leg: "Leg", now: "list[Counter]") -> "li
         if kind is None and owner is not None:
             kind = owner.kind
             if owner.proven:
-                now[place] = one._replace(kind=kind)
+                now[place] = one._replace(kind=kind, owner=_identify(view, owner))
         if kind == POSTGRESQL:
             judged.append(one)
         elif kind is None:
             found.notes.append(
                 f"drops on {one.endpoint} are not judged: whose listener it is cannot be told from "
-                "here, and a pooler's may count connections that were made"
+                "here (to root it is, and to all while there are sessions over TCP, or if its unit "
+                "has one server alone), and a pooler's may count connections that were made"
             )
         else:
             found.told.append(
@@ -135,6 +147,17 @@ def _choose(found: Drops, view: "View", leg: "Leg", now: "list[Counter]") -> "li
                 "may count connections that were made"
             )
     return judged
+
+
+def _identify(view: "View", owner: "Owner") -> "Optional[list[int]]":
+    """Process id and start of the one process that an owner is."""
+    if len(owner.processes) != 1:
+        return None
+    pid = owner.processes[0].pid
+    try:
+        return [pid, parse_start_ticks(view.processes().read(pid, "stat") or b"")]
+    except (ValueError, IndexError):
+        return None
 
 
 def _measure(

@@ -22,14 +22,16 @@ class Occupancy:
     """What was counted of a leg, and what is to be said of it, always (`notes`) or at -v (`told`).
 
     None is what does not apply, or is not known. `owned` is whose the endpoint is, where that was
-    looked for; `workers` are the processes that share its port, the fullest first, and `share` is
-    the part of the limit that each of them has; `selected` are the connections established, where
-    some are selected by user or database.
+    looked for; `workers` are the processes that share its port, the fullest first; `by_process` is
+    what each of these can hold, by process id, as far as that was read with the limit; `selected`
+    are the connections established, where some are selected by user or database. `unknown` are
+    labels that could not be measured, with the reason.
     """
 
     __slots__ = (
-        "close_wait", "established", "groups", "leg", "limit", "listeners", "not_accepted", "notes",
-        "owned", "selected", "sessions", "share", "slots", "syn_recv", "told", "workers",
+        "by_process", "close_wait", "established", "groups", "leg", "limit", "listeners",
+        "not_accepted", "notes", "owned", "selected", "sessions", "slots", "syn_recv", "told",
+        "unknown", "workers",
     )  # fmt: skip
 
     def __init__(self, leg: Leg, tally: Tally, sessions: Sessions) -> None:
@@ -47,10 +49,11 @@ class Occupancy:
         self.slots: Optional[Slots] = None
         self.groups: Optional[Groups] = None
         self.workers: list[Worker] = []
-        self.share: Optional[int] = None
+        self.by_process: Optional[dict[int, int]] = None
         self.selected: Optional[list[Connection]] = None
         self.notes: list[str] = []
         self.told: list[str] = []
+        self.unknown: dict[str, str] = {}
 
     @property
     def taken(self) -> int:
@@ -83,7 +86,9 @@ def occupy(
             "only the connections selected are counted, against all slots of the server: others "
             "take slots, too"
         )
-    if leg.server and slots is None and found.limit is not None:
+    if leg.server and slots is None:
+        if not selects:
+            _say_uncounted(found, view)
         _find_workers(found, view)
     if groups is not None:
         _count_groups(found, view, groups, slots)
@@ -98,18 +103,30 @@ def _read_limit(found: Occupancy, owned: "Owned", view: "View") -> None:
     found.limit = limit.usable
     found.notes += limit_notes(limit, pending)
     found.told.append(describe_limit(limit, proof))
+    found.by_process = getattr(limit, "by_process", None)  # a pooler's
 
 
 def _read_slots(found: Occupancy, view: "View") -> "Optional[Slots]":
     owned = found.owned
     if owned is None or owned.cluster is None or owned.target is None:
-        if owned is not None and owned.error is not None:
-            why = owned.error.why or owned.error
-            found.told.append(f"connection slots in use are not known: {why}")
         return None
     from check_pgsock.sessions.slots import read_slots
 
     return read_slots(view, owned.cluster, owned.target)
+
+
+def _say_uncounted(found: Occupancy, view: "View") -> None:
+    """Say why the slots in use are not known: always where the server may be one that has some."""
+    from check_pgsock.servers.uncounted import may_be_postgresql, say_uncounted
+
+    error = None if found.owned is None else found.owned.error
+    why = "" if error is None else error.why or str(error)
+    if may_be_postgresql(view, found.leg, found.listeners, found.sessions.listeners):
+        found.notes.append(say_uncounted(view, found.leg, why))
+    else:
+        why = "the owner of the listener is no PostgreSQL server, as far as can be seen"
+        found.told.append(f"connection slots in use are not known: {why}")
+    found.unknown["slots_used"] = why
 
 
 def _use(found: Occupancy, slots: "Slots") -> None:
@@ -128,31 +145,37 @@ def _use(found: Occupancy, slots: "Slots") -> None:
             for one in target.accepted
         )
         found.established = max(found.established - senders, 0)
-        found.told.append(
-            f"not counted as established: {senders} of walsenders, which hold no connection slot"
-        )
+        why = "which hold no connection slot"
+        if slots.resting:
+            why = "by their titles; those at rest may be sessions of a user of that name"
+        found.told.append(f"not counted as established: {senders} of walsenders, {why}")
 
 
 def _find_workers(found: Occupancy, view: "View") -> None:
     """Count by process where several share the port."""
-    listeners = found.leg.listeners(found.listeners)
-    if len(found.leg.ports) != 1 or len(view.reader.each) != 1 or found.limit is None:
-        return
     from check_pgsock.servers import shared_port  # a count of a few listeners
 
-    sharers = shared_port.count_sharers(listeners)
-    if sharers < 2:
+    sharers = shared_port.count_sharers(found.leg.listeners(found.listeners))
+    if sharers < 2 or found.limit is None:
         return
-    (port,), (reader,) = found.leg.ports, view.reader.each
-    workers = shared_port.read_workers(view, reader, port, listeners)
+    if found.owned is None:
+        from check_pgsock.servers.leg_owner import look_for_owner
+
+        found.owned = look_for_owner(view, found.leg, found.listeners, found.sessions)
+    target = found.owned.target
+    if target is None or target.port is None:
+        found.unknown["fullest_process"] = "processes are counted of one port in one place alone"
+        return
+    workers = shared_port.read_workers(view, target, found.limit, found.by_process)
     if workers is None:
+        why = "which of them holds how many connections is seen by root and their own user alone"
+        found.unknown["fullest_process"] = why
         found.notes.append(
-            f"port {port} has {sharers} listeners at one address, of as many processes or fewer: "
-            "which of them holds how many connections is seen by root and their own user alone, "
-            "and their sum is judged"
+            f"port {target.port} has {sharers} listeners at one address, of as many processes or "
+            f"fewer: {why}, and their sum is judged"
         )
     elif len(workers) > 1:
-        found.workers, found.share = workers, found.limit // len(workers)
+        found.workers = workers
 
 
 def _count_groups(

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     Number = Union[int, float]
 
 FIRST_LINE_LIMIT = 990  # bytes; NRPE's old protocol cuts everything at 1,024
+LEAST_HEAD = 240  # bytes of the first line that perfdata never takes: state and sentence
 LONG_OUTPUT_LIMIT = 60  # lines
 WHO_LINES = 10
 NOT_JUDGED = "-"  # as `Report.judged`: no label is this, so -w and -c judge nothing
+_NO_ALERT = "~:"  # the range that nothing is outside of
 _EXIT = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
 
 
@@ -131,12 +133,14 @@ class Report:
     the connections, is asked for only when shown, and may raise; `details` tell how (-v: `told`,
     -vv: `details`). `floor` is a service state that holds whatever the metrics say, with its
     reason. `judged` is the label that -w and -c judge where it is not the first of the table, or
-    NOT_JUDGED.
+    NOT_JUDGED. `unknown` are labels that would be judged and could not be measured this time, each
+    with the reason: see _say_unjudged.
     `commit` writes the state that the next run starts from: called once, after the evaluation.
     """
 
     __slots__ = (
-        "commit", "details", "floor", "headline", "judged", "metrics", "notes", "told", "who",
+        "commit", "details", "floor", "headline", "judged", "metrics", "notes", "told", "unknown",
+        "who",
     )  # fmt: skip
 
     def __init__(
@@ -150,6 +154,7 @@ class Report:
         floor: "Optional[tuple[str, str]]" = None,
         judged: "Optional[str]" = None,
         commit: "Optional[Callable[[], None]]" = None,
+        unknown: "Optional[dict[str, str]]" = None,
     ) -> None:
         self.headline = headline
         self.metrics = metrics
@@ -160,6 +165,7 @@ class Report:
         self.floor = floor
         self.judged = judged
         self.commit = commit
+        self.unknown = unknown or {}
 
 
 class Run:
@@ -275,6 +281,7 @@ def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
     spec.add_options(parser)
     opts.add_common(parser)
     options = parser.parse(arguments)
+    options.given_thresholds = {}  # options by label, of the thresholds on the command line
     for number, one in enumerate(spec.judged):
         for word in ("warning", "critical"):
             threshold = _threshold(options, one.label, number, word)
@@ -283,6 +290,11 @@ def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
                     f"'{threshold}': {one.label} is judged in absolute numbers, without %; "
                     f"see {spec.executable} --help"
                 )
+            # One that was given is another object than the default, though it may say the same.
+            is_given = threshold is not parser.get_default(_name(one.label, number, word))
+            if is_given and str(threshold) != _NO_ALERT:
+                given = f"--{word}" if number == 0 else _option(one.label, word)
+                options.given_thresholds.setdefault(one.label, []).append(given)
     if spec.sockets:
         opts.validate_view_options(options)
         opts.validate_socket_options(options)
@@ -292,9 +304,12 @@ def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
 
 
 def _threshold(options: "Namespace", label: str, number: int, word: str) -> "Optional[Threshold]":
-    name = word if number == 0 else f"{label}_{word}"
-    threshold: Optional[Threshold] = getattr(options, name)
+    threshold: Optional[Threshold] = getattr(options, _name(label, number, word))
     return threshold
+
+
+def _name(label: str, number: int, word: str) -> str:
+    return word if number == 0 else f"{label}_{word}"
 
 
 def _option(label: str, word: str) -> str:
@@ -361,11 +376,29 @@ def _judge(run: Run, report: Report) -> "tuple[str, str, list[str], list[str]]":
             hint = result.hint.replace("outside range @", "inside range ")
             named = f"{result.metric.name} {hint}" if item is not None else hint
             reasons.append(named)
+    unjudged = _say_unjudged(run, report)
+    if unjudged and state == "OK":
+        lines = [*unjudged[1:], report.headline, *_long(run, report, state)]
+        return "UNKNOWN", unjudged[0], [], lines
     sentence = report.headline
     if reasons:
         sentence += f" ({'; '.join(sorted(reasons))})"
     perfdata.sort(key=_order(report))
-    return state, sentence, perfdata if state != "UNKNOWN" else [], _long(run, report, state)
+    long = [*unjudged, *_long(run, report, state)]
+    return state, sentence, perfdata if state != "UNKNOWN" else [], long
+
+
+def _say_unjudged(run: Run, report: Report) -> "list[str]":
+    """A sentence for each label whose thresholds are on the command line and that could not be
+    measured: whoever names them relies on them, so that nothing is OK without. What the default
+    thresholds are of may be missing, which the check's notes say.
+    """
+    given = run.options.given_thresholds
+    return [
+        f"{label} cannot be judged: {why}; without {' and '.join(given[label])} the rest is judged"
+        for label, why in report.unknown.items()
+        if label in given
+    ]
 
 
 def _order(report: Report) -> "Callable[[str], int]":
@@ -402,6 +435,19 @@ def _traceback(verbose: int, least: int) -> "list[str]":
     return traceback.format_exc().splitlines()
 
 
+def _join(perfdata: "list[str]", most: int) -> str:
+    """The perfdata as it follows the sentence, at most so many bytes: what comes last and does not
+    fit is left out whole, since half a number is a wrong one.
+    """
+    tail = ""
+    for one in perfdata:
+        longer = f"{tail} {one}" if tail else f" | {one}"
+        if len(longer.encode()) > most:
+            break
+        tail = longer
+    return tail
+
+
 class _Output:
     """Prints the one verdict of the process, from whichever thread comes first."""
 
@@ -426,8 +472,9 @@ class _Output:
         self, state: str, sentence: str, perfdata: "list[str]", lines: "list[str]"
     ) -> "NoReturn":
         """Print the verdict and end the process with its exit code."""
-        tail = f" | {' '.join(perfdata)}" if perfdata else ""
         head = clean(f"{self._prefix} {state} - {sentence}", 4000)
+        most = FIRST_LINE_LIMIT - min(len(head.encode("utf-8", "replace")), LEAST_HEAD)
+        tail = _join(perfdata, most)
         first = clip_bytes(head, FIRST_LINE_LIMIT - len(tail.encode())) + tail
         long = [clean(line, 500) for line in lines[:LONG_OUTPUT_LIMIT]]
         self.raw("\n".join([first, *long]) + "\n", _EXIT[state])

@@ -130,6 +130,18 @@ def run(
     return Completed(done.returncode, done.stdout, done.stderr)
 
 
+def uncounted(why: str, over: str = "Unix sockets", remedy: str = "") -> str:
+    """The note of saturation where the slots in use are not known; by default that of a port."""
+    if not remedy:
+        remedy = "run the check as root or as the server's user"
+        if over == "Unix sockets":
+            remedy += ", or add the server's Unix sockets with --socket to count at least these"
+    return (
+        f"not counted: sessions over {over}, and those whose client is gone, which hold connection "
+        f"slots as well ({why}); {remedy}\n"
+    )
+
+
 def who(
     count: int,
     noun: str = "established",

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def queue_of(port: int) -> int:
 def run(*arguments: str, user: str | None = STRANGER) -> support.Completed:
     """Run the check; times that the test does not choose become #."""
     done = support.run("accept_queue", *arguments, user=user)
-    out = re.sub(r"(oldest |accept_wait=|last )[\d.]+", r"\1#", done.out)
+    out = re.sub(r"(oldest (?:at least )?|accept_wait=|last )[\d.]+", r"\1#", done.out)
     return done._replace(out=re.sub(r"(process )\d+", r"\1#", out))
 
 
@@ -299,7 +300,8 @@ def test_whose_listener_it_is_may_not_be_known(state: str) -> None:
                 0,
                 line("OK", 0, 9, on(port))
                 + f"drops on 127.0.0.1:{port} are not judged: whose listener it is cannot be told "
-                "from here, and a pooler's may count connections that were made\n",
+                "from here (to root it is, and to all while there are sessions over TCP, or if its "
+                "unit has one server alone), and a pooler's may count connections that were made\n",
                 "",
             )
 
@@ -319,24 +321,24 @@ def test_a_stopped_pooler(pgbouncer: PgBouncerServer) -> None:
     )
 
 
-def test_a_unix_socket_of_a_stopped_postmaster(pg: PostgresServer) -> None:
+def test_a_unix_socket_of_a_stopped_postmaster(pg: PostgresServer, sessions: OpenSessions) -> None:
+    sessions(pg)  # proves whose its port is, and so the socket that was made with it
     path = f"{pg.socket_directory}/.s.PGSQL.{pg.port}"
     backlog = BACKLOG[pg.version]
     count = backlog // 10 + 1
     arguments = ("--socket", path, *SETTLE)
     where = f"the accept queue on socket {path}"
-    assert run(*arguments) == (0, line("OK", 0, backlog, where, wait=""), "")
+    assert run(*arguments) == (0, line("OK", 0, backlog, where), "")
     with stopped(pg), contextlib.ExitStack() as stack:
         for _ in range(count):
             one = stack.enter_context(socket.socket(socket.AF_UNIX))
             one.connect(path)
         reason = f" (accept_queue outside range 0:{count - 1})"
-        first = line("WARNING", count, backlog, where, STAYED, reason=reason, wait="")
-        listens = f"listener {path}: {count} of {backlog} waiting"
-        assert run(*arguments) == (1, f"{first}{listens}\n", "")
-        if os.geteuid() == 0:
-            more = f"{listens}; process # (postgres), stopped by a signal\n"
-            assert run(*arguments, user=None) == (1, first + more, "")
+        oldest = ", oldest at least # s"
+        first = line("WARNING", count, backlog, where, STAYED + oldest, reason=reason)
+        listens = f"listener {path}: {count} of {backlog} waiting{oldest}; {STOPPED}"
+        for user in (STRANGER, None):
+            assert run(*arguments, user=user) == (1, f"{first}{NO_PAST}{listens}", "")
         assert run(*arguments, "--source", "procfs") == (3, PERCENT_OF_WHAT, "")
         bounds = ("-w", str(count - 1), "-c", str(count), "--source", "procfs")
         assert run(*arguments, *bounds) == (
@@ -346,9 +348,92 @@ def test_a_unix_socket_of_a_stopped_postmaster(pg: PostgresServer) -> None:
             "procfs does not tell apart a socket file and an earlier one of the same name: "
             "sessions that an earlier server accepted are counted too\n"
             f"of {path} procfs tells the connections of this network namespace alone\n"
+            "for how long connections wait on a Unix socket is not told here\n"
             f"listener {path}: {count} waiting\n",
             "",
         )
+
+
+STOPPED = "process # (postgres), stopped by a signal\n"
+NO_PAST = (
+    "connections to a Unix socket may have waited for longer than 0.2 s: that takes what earlier "
+    "runs saw, and there is no directory to keep it in: make /var/lib/check_pgsock, owned by the "
+    "user that runs the check, or name one with --state-dir\n"
+)
+
+
+@pytest.mark.parametrize("user", [STRANGER, None])
+def test_eight_clients_of_a_stopped_postmaster_s_unix_socket(
+    make_pg: MakePg, state: str, tmp_path: Path, user: str | None
+) -> None:
+    """They are far from filling its queue: for how long they wait is known by earlier runs."""
+    server = make_pg(settings={"max_connections": 60})
+    path = f"{server.socket_directory}/.s.PGSQL.{server.port}"
+    directory = state if user else str(tmp_path)
+    bounds = ("--accept-wait-warning", "1", "--accept-wait-critical", "2.5")
+    arguments = ("--socket", path, "--state-dir", directory, *SETTLE, *bounds)
+
+    def measured() -> tuple[int, float]:
+        done = support.run("accept_queue", *arguments, user=user)
+        found = re.search(
+            r" accept_wait=([\d.]+)s;1;2\.5;0 backlog=\d+;;;0 waiting=8;;;0$",
+            done.out.splitlines()[0],
+        )
+        assert found is not None, done.out
+        assert ("is not told" in done.out, "takes what earlier" in done.out) == (False, False)
+        return done.code, float(found[1])
+
+    with stopped(server), contextlib.ExitStack() as stack:
+        began = time.monotonic()
+        for _ in range(8):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.connect(path)
+        assert measured() == (0, 0.2)
+        time.sleep(1.2)
+        code, waited = measured()
+        assert (code, 1.2 < waited <= time.monotonic() - began) == (1, True)
+        time.sleep(max(2.8 - waited, 0))
+        code, waited = measured()
+        assert (code, 2.5 < waited <= time.monotonic() - began) == (2, True)
+    server.execute("select 1")  # accepted after those that have waited
+    # Who comes then has not waited: a queue that moves on is no stall.
+    with stopped(server), contextlib.ExitStack() as stack:
+        for _ in range(8):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.connect(path)
+        assert measured() == (0, 0.2)
+
+
+def test_tcp_and_a_unix_socket_of_a_stopped_postmaster(pg: PostgresServer) -> None:
+    path = f"{pg.socket_directory}/.s.PGSQL.{pg.port}"
+    arguments = ("-p", str(pg.port), "--socket", path, *SETTLE)
+    with stopped(pg), socket.socket(socket.AF_UNIX) as one:
+        one.connect(path)
+        done = support.run("accept_queue", *arguments, user=STRANGER)
+    assert (done.code, " accept_wait=0.2s;5;30;0 " in done.out) == (0, True)
+    assert "unchanged for 0.2 s, oldest at least 0.2 s | " in done.out
+
+
+def test_a_proof_holds_when_all_sessions_are_closed(make_pg: MakePg, state: str) -> None:
+    """Of two servers of one user, stopped with a full queue, each title names nobody any more."""
+    server, _ = (
+        make_pg(settings={"max_connections": 10}, arguments=("-c", "max_wal_senders=0"))
+        for _ in range(2)
+    )
+    arguments = ("-p", str(server.port), "--state-dir", state, *SETTLE)
+    # (Several: a client whose port another connection of this machine has, too, proves nothing.)
+    with server.connect(), server.connect(), server.connect():
+        assert run(*arguments) == (0, line("OK", 0, 20, on(server.port)) + FIRST, "")
+    support.wait_until(lambda: not set(support.tcp_states(server.port)) & {"ESTABLISHED"}, "closed")
+    with stopped(server), clients(server, 21), refused(server.port, 3):
+        support.wait_until(lambda: drops_of(server.port) >= 3, "dropped")
+        for _ in range(2):
+            done = run(*arguments)
+            assert (done.code, "; listen_drops_rate outside range 0:0) | " in done.out) == (2, True)
+            assert done.out.partition("\n")[2] == (
+                f"listener 127.0.0.1:{server.port}: 21 of 20 waiting, oldest # s; {STOPPED}"
+                "peer 127.0.0.1: 21 waiting\n"
+            )
 
 
 PERCENT_OF_WHAT = (

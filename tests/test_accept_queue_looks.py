@@ -127,14 +127,28 @@ def test_unix_sockets_by_several_paths() -> None:
     assert lengths(found) == {"/run/.s.PGSQL.5432": 3, "@na?me": 2}
 
 
+def test_of_a_unix_socket_the_same_clients_stay() -> None:
+    def waiting_there(told: int, *clients: int) -> Look:
+        made = Look()
+        made.add_unix([unix(7, told)], told, {7: clients, 8: (5,)})
+        return made
+
+    first = waiting_there(4, 21, 22, 0, 23)
+    assert (first.length, first.queues[0].clients) == (4, frozenset({21, 22, 23}))
+    stayed = waiting_there(5, 22, 0, 23, 24, 25).staying(first)
+    assert (stayed.length, stayed.queues[0].clients) == (3, frozenset({22, 23}))
+    # A queue that is never empty, and moves on.
+    assert waiting_there(2, 31, 32).staying(first).length == 0
+
+
 def test_the_oldest() -> None:
     assert oldest([waiting(1, age=1500), waiting(2, age=20)]) == 1.5
     assert oldest([]) == 0
 
 
 def test_counters_of_another_version_are_none() -> None:
-    one = Counter("127.0.0.1:5432", 17, 1017, 3, 2, "postgresql")
+    one = Counter("127.0.0.1:5432", 17, 1017, 3, 2, "postgresql", [4711, 99])
     assert parse_counters([list(one)]) == [one]
-    assert parse_counters([list(one[:3]), list(one)]) == [one]
+    assert parse_counters([list(one[:6]), list(one)]) == [one]
     assert parse_counters({"drops": 3}) == []
     assert parse_counters(None) == []

@@ -342,13 +342,17 @@ def test_a_forwarder_of_the_servers_user_is_a_doubt_until_it_is_proven(make_pg: 
         assert first.startswith(ok(f"0 of 97 connections (0 %) on port {pg.port}"))
         assert notes == [
             f"port {pg.port} at 127.0.0.1 may only be forwarded here, by ssh (process {pid}), "
-            f"which cannot be seen without root: then {ELSEWHERE}"
+            f"which cannot be seen without root: then {ELSEWHERE}",
+            support.uncounted(UNPROVEN).strip(),
         ]
         done = support.run("saturation", *limit)
         assert (done.code, len(done.out.splitlines())) == (0, 1)
         with pg.connect():  # whose title proves it
             done = support.run("saturation", *limit, user="daemon")
             assert (done.code, len(done.out.splitlines())) == (0, 1), done
+
+
+UNPROVEN = "which PostgreSQL server owns its listener cannot be proven from here"
 
 
 def test_ordinary_hosts_have_no_doubts(
@@ -371,7 +375,8 @@ def test_ordinary_hosts_have_no_doubts(
             for check in ("saturation", "close_wait"):
                 limit = ("--limit", "50") if check == "saturation" else ()
                 done = support.run(check, "-p", str(server.port), *limit, user="daemon")
-                assert (done.code, len(done.out.splitlines())) == (0, 1), done
+                notes = "".join(done.out.splitlines(keepends=True)[1:])
+                assert (done.code, notes in ("", support.uncounted(UNPROVEN))) == (0, True), done
 
 
 def test_where_processes_are_hidden_nothing_is_known_of_forwarders() -> None:

@@ -55,6 +55,14 @@ def test_each_group_that_is_not_named() -> None:
     assert told(group_slots(GroupLimits("user", [("*", 2)]), slots()))[0] == []
 
 
+def test_a_limit_of_0_admits_nobody() -> None:
+    limits = GroupLimits("user", [("app", 0), ("batch", 2)])
+    some = group_slots(limits, slots(("app", "shop"), ("batch", "shop"), ("batch", "shop")))
+    assert some.describe() == "user app has 1 of 0 sessions (none allowed)"
+    assert [(one.name, one.percent) for one in some.ranked] == [("app", 200), ("batch", 100)]
+    assert group_slots(limits, slots()).fullest.percent == 0
+
+
 def test_sessions_of_unknown_users_make_it_a_lower_bound() -> None:
     limits = GroupLimits("user", [("app", 10)])
     some = group_slots(limits, slots(("app", None), (None, "shop")))
@@ -93,13 +101,14 @@ def test_labels_are_told_apart_by_the_first_19_characters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [("app=40", ("app", 40)), ("a=b=1", ("a=b", 1)), ("*=5", ("*", 5))]
+    ("text", "found"),
+    [("app=40", ("app", 40)), ("a=b=1", ("a=b", 1)), ("*=5", ("*", 5)), ("a=0", ("a", 0))],
 )
 def test_a_limit_is_read(text: str, found: tuple[str, int]) -> None:
     assert parse_group_limit(text) == found
 
 
-@pytest.mark.parametrize("text", ["app", "app=", "=4", "app=0", "app=-1", "app=4.5", "app=1e3"])
+@pytest.mark.parametrize("text", ["app", "app=", "=4", "app=00", "app=-1", "app=4.5", "app=1e3"])
 def test_what_is_no_limit(text: str) -> None:
     with pytest.raises(ValueError, match="'"):
         parse_group_limit(text)
@@ -113,6 +122,7 @@ def options(**values: object) -> Namespace:
         "leg": "server",
         "socket": [],
         "port": [],
+        "given_thresholds": {},
     }
     return Namespace(**{**found, **values})
 
@@ -122,6 +132,11 @@ def options(**values: object) -> Namespace:
     [
         ({"group_limit": [("a", 1)]},
          "--group-limit needs --by user, --by database or --by peer"),
+        ({"given_thresholds": {"fullest_group": ["--fullest-group-critical"]}},
+         "--fullest-group-critical needs --by user, --by database or --by peer"),
+        ({"by": "user", "group_limit": [(f"application_{one}", 40) for one in range(30)]},
+         "--group-limit names 30 groups, of which the first 13 fit into the perfdata of one line; "
+         "give the others a service of their own, or all that have one limit: '*'=N"),
         ({"by": "user"}, "--by user needs --group-limit NAME=N, once at least"),
         ({"by": "user", "group_limit": [("a", 1), ("a", 2)]},
          "--group-limit names a twice; drop one"),

@@ -339,13 +339,21 @@ def test_several_ports_have_a_limit_if_it_is_named(
     done = run(*both)
     where = f"on ports {pg.port}, {pgbouncer.port}"
     expected = line(
-        "OK", 0, 2, 2, where, f": 2 {SAID} (not judged)", bounds="5;20;0", limit=None
+        "OK",
+        0,
+        2,
+        2,
+        where,
+        f": 2 {SAID} (not judged)",
+        bounds="5;20;0",
+        limit=None,
+        in_transaction=None,
     ) + (
         "silent connections are not judged: no limit is known (several --port are one pool); name "
         "it (--limit N), or how many the pool keeps (--keep N)\n"
     )
     assert done == (0, expected, "")
-    expected = line("OK", 2, 2, 2, where, f": 2 {SAID}", bounds="4;8;0;17")
+    expected = line("OK", 2, 2, 2, where, f": 2 {SAID}", in_transaction=None)
     assert run(*both, "--limit", 17) == (0, expected + counts_all(), "")
 
 
@@ -354,7 +362,10 @@ def test_nothing_listens() -> None:
         port = listener.getsockname()[1]
     done = run("-p", port, "--no-listener", "critical", "-w", "30%")
     reason = f" (nothing listens on port {port})"
-    expected = line("CRITICAL", 0, 0, 0, f"on port {port}", reason, bounds=";;0", limit=None)
+    expected = line(
+        "CRITICAL", 0, 0, 0, f"on port {port}", reason, bounds=";;0", limit=None,
+        in_transaction=None,
+    )  # fmt: skip
     assert (done.code, done.out.partition("\n")[0] + "\n", done.err) == (2, expected, "")
 
 
@@ -407,6 +418,118 @@ def test_the_client_leg_of_a_server_elsewhere(sessions: OpenSessions) -> None:
         assert run(*arguments, "--keep", 1) == (0, expected, "")
 
 
+LONG = "n" * 63
+UNPROVEN = "whose server it is cannot be proven from here (root and its user can)"
+
+
+def untold(count: int) -> str:
+    return (
+        "whether they are idle or idle in transaction is not known, and they count as idle: "
+        f"{count} connections\n"
+    )
+
+
+def blind_to_transactions(count: int, where: str, why: str) -> tuple[int, str, str]:
+    return unknown(
+        f"whether {count} connections {where}, idle for more than 0.4 s, are idle in transaction "
+        f"is not known: {why}; a longer --idle-in-transaction-for judges them as idle"
+    )
+
+
+def test_transactions_behind_titles_that_do_not_tell(
+    make_pg: MakePg, sessions: OpenSessions
+) -> None:
+    """With log_hostname a title has no address, and to a stranger the longest may be cut."""
+    support.require("root")
+    server = make_pg(settings={"log_hostname": True, "cluster_name": LONG}, user="lp")
+    server.execute(f"create role {LONG} login")
+    server.execute(f"create database {LONG}")
+    for session in sessions(server, 5, user=LONG, database=LONG):
+        session.query("begin; select 1")
+    time.sleep(REST)
+    where = f"on port {server.port}"
+    arguments = ("-p", server.port, *SHORT, "--limit", 27, "--keep", 20)
+    said = f": 5 {IN_TRANSACTION} (leaked outside range 0:4)"
+    bounds = {"limit": 27, "keep": 20}
+    done = run(*arguments, "-w", 2, "-c", 4, user="lp")
+    first = line("CRITICAL", 5, 0, 5, where, said, in_transaction=5, bounds="2;4;0;27", **bounds)
+    assert (done.code, done.out.partition("\n")[0] + "\n") == (2, first)
+    assert run(*arguments, "-w", 2, "-c", 4) == blind_to_transactions(
+        5, where,
+        "their titles do not tell it (they may be cut, which root and the server's user can see, "
+        "or update_process_title is off)",
+    )  # fmt: skip
+    said = f": 5 {SAID} (5 of them the pool's own)"
+    loose = line("OK", 0, 5, 5, where, said, in_transaction=None, bounds="6;9;0;27", **bounds)
+    assert run(*arguments, "-w", 6, "-c", 9) == (0, loose + untold(5), "")
+    # Those over Unix sockets are named if their titles tell them, and as missing if not.
+    with server.administrator() as idle:
+        idle.query("select 1")
+        done = run(*arguments, "-w", 6, "-c", 9)
+        assert "over Unix sockets are not shown" not in done.out
+        assert " established=6;" in done.out
+
+
+def test_sessions_over_unix_sockets_whose_titles_may_be_cut(make_pg: MakePg) -> None:
+    support.require("root")
+    server = make_pg(settings={"cluster_name": LONG}, user="man")
+    server.execute(f"create database {LONG}")
+    with server.administrator(LONG), server.administrator(LONG):
+        arguments = ("-p", server.port, "--limit", 17, "--keep", 0)
+        where = f"on port {server.port}"
+        unseen = (
+            "up to 2 sessions over Unix sockets are not shown: of as many backends neither a title "
+            "(it may be cut) nor a TCP connection tells what they are, which root and the server's "
+            "user can see\n"
+        )
+        assert run(*arguments) == (0, line("OK", 0, 0, 0, where, keep=0) + unseen, "")
+        assert " established=2;" in run(*arguments, user=None).out
+
+
+def test_a_stranger_and_one_of_two_servers(make_pg: MakePg, sessions: OpenSessions) -> None:
+    """Nothing proves whose a port is without TCP connections whose titles have an address."""
+    support.require("root")
+    make_pg(user="games")
+    server = make_pg(settings={"log_hostname": True}, user="games")
+    where = f"on port {server.port}"
+    arguments = ("-p", server.port, *SHORT, "--limit", 17)
+    unseen = f"sessions over Unix sockets are not seen: {UNPROVEN}\n"
+    with server.administrator():
+        expected = line("OK", 0, 0, 0, where, keep=0, in_transaction=None)
+        assert run(*arguments, "--keep", 0) == (0, expected + unseen, "")
+        assert " established=1;" in run("-p", server.port, "--keep", 0, user="games").out
+        # They are no part of what is selected by address, nor of a client's leg.
+        for other in (("--peer", "10.0.0.0/8"), ("--leg", "client")):
+            assert "not seen" not in run(*arguments, "--keep", 0, *other).out
+    for session in sessions(server, 3):
+        session.query("begin")
+    time.sleep(REST)
+    assert run(*arguments, "--keep", 9, "-w", 2) == blind_to_transactions(3, where, UNPROVEN)
+    said = f": 3 {SAID} (3 of them the pool's own)"
+    expected = line("OK", 0, 3, 3, where, said, keep=9, in_transaction=None)
+    assert run(*arguments, "--keep", 9) == (0, expected + unseen + untold(3), "")
+
+
+def test_without_states_in_titles(make_pg: MakePg, sessions: OpenSessions) -> None:
+    server = make_pg(settings={"update_process_title": False})
+    for session in sessions(server, 3):
+        session.query("begin; select pg_sleep(0.05)")
+    time.sleep(REST)
+    where = f"on port {server.port}"
+    arguments = ("-p", server.port, *SHORT, "--limit", 17, "--keep", 9, "-w", 2, "-c", 9)
+    for user in (None, STRANGER):
+        done = run(*arguments, user=user)
+        assert done == blind_to_transactions(
+            3, where,
+            "their titles do not tell it (they may be cut, which root and the server's user can "
+            "see, or update_process_title is off)",
+        )  # fmt: skip
+        done = run(*arguments, "--idle-in-transaction-for", 900, user=user)
+        said = f": 3 {SAID} (3 of them the pool's own)"
+        expected = line("OK", 0, 3, 3, where, said, keep=9, in_transaction=None, bounds="2;9;0;17")
+        assert done == (0, expected + untold(3), "")
+
+
 def test_sessions_over_a_unix_socket_are_told_by_earlier_runs(
     pg: PostgresServer, sessions: OpenSessions, state: str
 ) -> None:
@@ -436,7 +559,7 @@ def test_a_unix_socket_by_itself(server: PostgresServer, tmp_path: Path) -> None
     path = f"{server.socket_directory}/.s.PGSQL.{server.port}"
     where = f"on socket {path}"
     arguments = ("--socket", path, *SHORT, "--limit", 17, "--keep", 0)
-    assert run(*arguments) == (0, line("OK", 0, 0, 0, where, keep=0), "")
+    assert run(*arguments, user=None) == (0, line("OK", 0, 0, 0, where, keep=0), "")
     with server.administrator():
         time.sleep(REST)
         blind = (

@@ -9,6 +9,7 @@ import pytest
 from check_pgsock.sessions.connections import CLIENT, KEYS, SERVER, UNIX, Connection
 from check_pgsock.sessions.leaks import (
     Leak,
+    count_possible,
     find_leaks,
     leak_lines,
     leave_out_walsenders,
@@ -135,9 +136,29 @@ def test_what_is_judged(one: Connection, told: int) -> None:
 
 
 def test_whether_transactions_are_told() -> None:
-    assert not find_leaks([connection(pid=None)], 1, 1, {}).is_titled
-    assert not find_leaks([], 1, 1, {}).is_titled
-    assert find_leaks([connection(pid=None), connection("active")], 1, 1, {}).is_titled
+    known: dict[str, Any] = {"activity_known_by": "title"}
+    told = [connection(**known), connection(UNKNOWN, **known), connection("active")]
+    told.append(connection(IN_TRANSACTION, **known))
+    by_socket = [connection(pid=None, activity_known_by="tcp_info"), connection(UNKNOWN, None)]
+    found = find_leaks([*told, *by_socket], IDLE_FOR, IN_TRANSACTION_FOR, {})
+    assert found.untitled == by_socket
+
+
+def test_how_many_may_be_in_transaction() -> None:
+    """(possible, silent): of those of a server, idle for longer than the bound, or nobody knows."""
+    bounds = IDLE_FOR, IN_TRANSACTION_FOR
+
+    def count(*connections: Connection) -> tuple[int, int]:
+        return count_possible(find_leaks(connections, *bounds, {}), connections, *bounds)
+
+    by: dict[str, Any] = {"activity_known_by": "tcp_info"}
+    assert count(connection(IDLE, 60.0, **by)) == (0, 0)
+    assert count(connection(IDLE, 60.1, **by), connection(IDLE, 900.1, **by)) == (2, 1)
+    assert count(connection(UNKNOWN, None, **by)) == (1, 0)
+    assert count(over_unix(UNKNOWN, age=60.0)) == (0, 0)
+    assert count(connection(activity_known_by="title")) == (0, 0)
+    elsewhere = find_leaks([connection(**by)], *bounds, {})
+    assert count_possible(elsewhere, [], *bounds) == (0, 0)
 
 
 def test_which_sessions_have_no_clock() -> None:

@@ -262,3 +262,30 @@ def test_closed_streams_change_nothing() -> None:
     assert (done.returncode, done.stdout) == (
         0, support.run("close_wait", *SAVED).out,
     )  # fmt: skip
+
+
+def test_state_and_sentence_are_kept_whatever_the_perfdata_takes() -> None:
+    code = (
+        "import sys; sys.argv[:] = ['check_pgsock_close_wait', *sys.argv[1:]]\n"
+        "from check_pgsock import plugin\n"
+        "from check_pgsock.checks.close_wait import SPEC\n"
+        "def probe(run):\n"
+        "    metrics = [plugin.Metric(f'label_{one}', one) for one in range(200)]\n"
+        "    return plugin.Report('what is to be said', metrics, floor=('critical', 'too much'))\n"
+        "SPEC.probe = probe\n"
+        "plugin.run(SPEC)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=support.environment(support.ROOT),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=10,
+    )
+    start = "PGSOCK_CLOSE_WAIT CRITICAL - what is to be said (too much)"
+    head, _, perfdata = done.stdout.rstrip("\n").partition(" | ")
+    items = perfdata.split(" ")
+    assert (done.returncode, head, done.stderr) == (2, start, "")
+    assert items == [f"label_{one}={one};;;0" for one in range(len(items))]
+    assert 970 < len(done.stdout.encode()) <= 991

@@ -33,9 +33,10 @@ def proven(
     other_ports: tuple[int, ...] = (),
     complete: bool = True,
     visible: set[int] | None = None,
+    alone: set[tuple[int, int]] | None = None,
 ) -> tuple[int, str]:
     """The process id and the proof; `peers` are connected to 127.0.0.1 on the port, those that
-    are `elsewhere` to another port (too).
+    are `elsewhere` to another port (too); `alone` are processes and the cgroups they have.
     """
     here = peers or set()
     port = Port(
@@ -59,6 +60,7 @@ def proven(
         (held or {}).get,
         lambda pid: {900, 901, 902, 950} if visible is None else visible,
         local_ports,
+        lambda *pair: pair in (alone or set()),
         lambda: complete,
     )
     return cluster.postmaster.pid, proof
@@ -66,9 +68,11 @@ def proven(
 
 BY_INODE = "it holds the listener"
 BY_TITLES = "the titles of its backends name connections of the port"
+BY_CGROUP = "it is alone in the listener's cgroup"
 BY_UID = "it is the only one with the listener's uid"
 SECOND = LISTENER._replace(address=LOCAL6, inode=901)  # made right after LISTENER
 LATER = LISTENER._replace(address=LOCAL6, inode=950)
+TWIN = LISTENER._replace(inode=960)  # at the same address, with SO_REUSEPORT
 UNPROVEN = pytest.raises(LimitUnknown, match="cannot be proven")
 UNSEEN = pytest.raises(LimitUnknown, match="no PostgreSQL server that may be seen")
 SEVERAL = pytest.raises(LimitUnknown, match="several programs listen on it")
@@ -139,6 +143,35 @@ def test_the_uid_alone_is_no_proof_where_another_could_listen(
         proven(clusters, other_ports=other_ports, complete=complete)
 
 
+def test_a_cgroup_of_its_own_proves_which_of_two_it_is() -> None:
+    made_there = (LISTENER._replace(cgroup=7), LATER._replace(cgroup=7))
+    clusters: list[Cluster] = [Fixed(1, set()), Fixed(2, set())]
+    alone = {(1, 6), (2, 7)}
+    assert proven(clusters, listeners=made_there, alone=alone) == (2, BY_CGROUP)
+    # What names a client that is connected elsewhere, too, says nothing against it.
+    clusters = [Fixed(1, {ONE}), Fixed(2, set())]
+    found = proven(clusters, peers={ONE}, elsewhere={ONE}, listeners=made_there, alone=alone)
+    assert found == (2, BY_CGROUP)
+    # Titles that name a client of this port do: then something is not as it seems.
+    with UNPROVEN:
+        proven(
+            clusters, peers={ONE}, listeners=made_there[:1], bound=(*made_there, TWIN), alone=alone
+        )
+    for listeners in (
+        (made_there[0], LATER._replace(cgroup=8)),
+        (made_there[0], LATER),
+        (LISTENER, LATER),
+    ):
+        with UNPROVEN:
+            proven(clusters, listeners=listeners, alone=alone)
+    with UNPROVEN:
+        proven(clusters, listeners=made_there, alone={(1, 6)})
+    with UNSEEN:  # descriptors, and the network namespace, disprove
+        proven(clusters, {1: {77}, 2: {77}}, listeners=made_there, alone=alone)
+    with UNPROVEN:  # as another port on the command line does
+        proven([Fixed(2, set(), "-p", "5433")], listeners=made_there, alone=alone, complete=False)
+
+
 def test_a_port_that_another_cluster_names_is_accounted_for() -> None:
     clusters: list[Cluster] = [Fixed(1, set()), Fixed(2, set(), "-p", "5433")]
     assert proven(clusters, other_ports=(5433,)) == (1, BY_UID)
@@ -179,6 +212,7 @@ def test_each_of_two_servers_on_one_port_has_the_listener_that_its_clients_reach
             lambda pid: None,
             lambda pid: {900, 950},
             lambda peers: {peer: {PORT} for peer in peers},
+            lambda *pair: False,
             lambda: True,
         )
         assert proof == BY_TITLES

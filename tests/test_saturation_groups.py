@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,9 +74,10 @@ def test_users_and_databases_have_limits_of_their_own(roles: PostgresServer) -> 
         2,
         f"{start.format('CRITICAL')}, database shop has 6 of 6 sessions (100 %) (fullest_group "
         f"outside range 0:90) | {slots(5, 6)}fullest_group=100.0%;80;90;0 db_shop=6;;;0;6 {REST}"
+        "database shop: 6 of 6\n"
         "peer 127.0.0.1: 5 of database shop\npeer [local]: 1 of database shop\n"
         "user app: 3 of database shop\nuser batch: 2 of database shop\n"
-        "user postgres: 1 of database shop\ndatabase shop: 6 of database shop\n"
+        "user postgres: 1 of database shop\n"
         "activity: 6 idle\n",
         "",
     )
@@ -85,6 +87,20 @@ def test_users_and_databases_have_limits_of_their_own(roles: PostgresServer) -> 
         f"{start.format('WARNING')}, user batch has 2 of 2 sessions (100 %) (fullest_group outside "
         f"range 0:80) | {slots(5, 6)}fullest_group=100.0%;80;120;0 user_app=3;;;0;30 {REST}"
     ).rstrip("\n")
+
+
+def test_several_full_groups_are_named_by_how_full_they_are(roles: PostgresServer) -> None:
+    limits = [f"--group-limit={one}" for one in ("app=3", "batch=0", "postgres=4")]
+    done = run(roles.port, "--limit", "17", "--by", "user", *limits)
+    first, *who = done.out.splitlines()
+    assert (done.code, first.partition(" | ")[0], who[:3]) == (
+        2,
+        "PGSOCK_SATURATION CRITICAL - 6 of 17 connection slots used (35 %), 5 connections on port "
+        f"{roles.port}, user batch has 2 of 0 sessions (none allowed), the fullest of 2 users that "
+        "alert (fullest_group outside range 0:90)",
+        ["user batch: 2 of 0", "user app: 3 of 3", "peer 127.0.0.1: 2 of user batch"],
+    )
+    assert " fullest_group=300.0%;80;90;0 user_app=3;;;0;3 user_batch=2;;;0;0 " in first
 
 
 def test_users_and_databases_select_what_is_established(roles: PostgresServer) -> None:
@@ -117,7 +133,7 @@ def test_peers_have_limits_of_their_own(roles: PostgresServer) -> None:
         f"0;50 limit=50;;;0 utilization=10.0%;;;0 free=45;;;0;50 fullest_group=100.0%;80;90;0 "
         f"{label}"
     )
-    assert who[0] == "peer 127.0.0.1: 5 of peer 127.0.0.0/8"
+    assert who[:2] == ["peer 127.0.0.0/8: 5 of 5", "peer 127.0.0.1: 5 of peer 127.0.0.0/8"]
 
 
 def test_groups_that_nobody_knows(pgbouncer: PgBouncerServer, sessions: OpenSessions) -> None:
@@ -128,9 +144,12 @@ def test_groups_that_nobody_knows(pgbouncer: PgBouncerServer, sessions: OpenSess
 
 
 @contextlib.contextmanager
-def second(pooler: PgBouncerServer) -> Iterator[int]:
-    """A further PgBouncer on the port of one with so_reuseport; its process id."""
+def second(pooler: PgBouncerServer, most: int = MOST) -> Iterator[int]:
+    """A further PgBouncer, for so many clients, on the port of one with so_reuseport; its process
+    id.
+    """
     text = pooler.ini.read_text(encoding="utf-8").splitlines()
+    text = [f"max_client_conn = {most}" if "max_client_conn" in one else one for one in text]
     ini, log = pooler.ini.with_name("second.ini"), pooler.ini.with_name("second.log")
     lines = [one for one in text if not one.startswith("unix_socket_dir")]
     ini.write_text("\n".join([*lines, "unix_socket_dir ="]) + "\n", encoding="utf-8")
@@ -197,6 +216,45 @@ def test_the_fullest_of_several_pgbouncers_is_judged(pg: PostgresServer) -> None
             "and their sum is judged\n",
             "",
         )
+
+
+def test_each_of_several_pgbouncers_is_judged_by_what_it_can_hold(pg: PostgresServer) -> None:
+    """Of 30 and of 100: the first is full while the sum of both is not half of their limit."""
+    support.require("pgbouncer")
+    support.require("root")
+    with (
+        PgBouncerServer(pg, settings={"so_reuseport": 1}, max_client_conn=4) as pooler,
+        second(pooler, 40) as pid,
+        contextlib.ExitStack() as stack,
+    ):
+        port, small = pooler.port, pooler.pid
+        # The kernel shares them out by a hash of their ports.
+        while accepted_by(small, port) < 4:
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            client.sendall(b"\0")
+            time.sleep(0.02)
+        count = accepted_by(small, port) + accepted_by(pid, port)
+        for user in (None, "nobody"):
+            for limit, words in ((44, ()), (60, ("--limit", "60"))):
+                done = run(port, *words, "-w", "~:", "-c", "~:", user=user)
+                assert (done.code, done.out.splitlines()[0].partition(" | ")[0]) == (
+                    2,
+                    f"PGSOCK_SATURATION CRITICAL - {count} of {limit} connections "
+                    f"({100 * count / limit:.0f} %) on port {port}, pgbouncer (process {small}) "
+                    "has 4 of its 4 (fullest_process outside range 0:3)",
+                )
+                assert " fullest_process=4;3;3;0;4 " in done.out
+        why = "which of them holds how many connections is seen by root and their own user alone"
+        done = run(port, "--limit", "44", "--fullest-process-critical", "90%")
+        assert (done.code, done.out.splitlines()[0]) == (
+            3,
+            f"PGSOCK_SATURATION UNKNOWN - fullest_process cannot be judged: {why}; without "
+            "--fullest-process-critical the rest is judged",
+        )
+    done = run(pg.port, "--limit", "17", "--fullest-process-critical", "90%", user=None)
+    assert (done.code, done.out.splitlines()[1:]) == (
+        0, ["--fullest-process-critical does not apply: one process has the port, or none does"],
+    )  # fmt: skip
 
 
 def test_the_limit_of_a_pgbouncer_is_that_of_its_configuration(pg: PostgresServer) -> None:

@@ -14,7 +14,7 @@ from check_pgsock.pgsock.lab.lab import APPLICATION, DATABASE, Lab
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session
 from tests import support
-from tests.conftest import Installations
+from tests.conftest import Installations, MakePg
 
 STRANGER = "daemon"  # neither root nor the server's user
 LIMIT = 17
@@ -197,12 +197,17 @@ def test_a_walsender_at_rest_may_be_a_user_of_that_name(
     over_tcp(server, stack, 2)
     walsender(server, stack)
     note = (
-        "a lower bound of the connection slots: of 1 of the server's processes the title does not "
-        "tell whether it holds one\n"
+        "a lower bound of the connection slots: 1 of the server's processes count neither as slots "
+        "nor as established, since by the title they are walsenders at rest; sessions of a user "
+        "named walsender, which hold slots, have the same title\n"
     )
     expected = (0, line(server, "OK", 2, 2, at_least="at least ") + note, "")
     for user in (None, STRANGER):
         assert run(server, user=user) == expected
+    assert run(server, "-v").out.splitlines()[-2] == (
+        "not counted as established: 1 of walsenders, by their titles; those at rest may be "
+        "sessions of a user of that name"
+    )
 
 
 @pytest.mark.parametrize("setting", ["update_process_title", "log_hostname"])
@@ -259,3 +264,58 @@ def test_slots_are_not_shown_where_sessions_are_selected(
         assert done.code == 0
         assert " established=2;13;15;0;17 limit=17;;;0 " in done.out
     assert " slots_used=5;" in run(server, "--address", "127.0.0.1").out
+
+
+def test_slots_that_are_not_known_are_never_left_out_in_silence(
+    make_pg: MakePg, server: PostgresServer, stack: contextlib.ExitStack
+) -> None:
+    """Two clusters of one user whose clients all come over Unix sockets, seen by a stranger."""
+    support.require("root")
+    make_pg()
+    over_unix(server, stack, LIMIT)
+    first = line(server, "OK", 0, 0).replace("slots_used=0;13;15;0;17 ", "")
+    note = support.uncounted("which PostgreSQL server owns its listener cannot be proven from here")
+    assert run(server) == (0, first + note, "")
+    for option, value in (("--slots-used-critical", "90%"), ("--slots-used-warning", "5")):
+        assert run(server, option, value) == (
+            3,
+            "PGSOCK_SATURATION UNKNOWN - slots_used cannot be judged: which PostgreSQL server owns "
+            f"its listener cannot be proven from here; without {option} the rest is judged\n"
+            f"0 of 17 connections (0 %) on port {server.port}\n{note}",
+            "",
+        )
+    # Whoever switches it off does not rely on it, and what alerts alerts.
+    assert run(server, "--slots-used-critical", "~:") == (0, first + note, "")
+    done = run(server, "--slots-used-critical", "5", "-c", "1:")
+    assert (done.code, done.out.splitlines()[1]) == (
+        2,
+        "slots_used cannot be judged: which PostgreSQL server owns its listener cannot be proven "
+        "from here; without --slots-used-critical the rest is judged",
+    )
+    assert run(server, "--slots-used-critical", "5", user=None).code == 2
+    with socket.create_server(("127.0.0.1", 0)) as other:  # root's, which PostgreSQL is never
+        port = str(other.getsockname()[1])
+        for user in (None, STRANGER):
+            done = support.run("saturation", "-p", port, "--limit", "9", user=user)
+            assert (done.code, done.out.count("\n")) == (0, 1)
+    both = ("-p", str(server.port), "-p", port, "--no-listener", "ok", "--limit", "9")
+    assert "not counted" not in support.run("saturation", *both).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--slots-used-critical", "5", "--leg", "client"),
+         "--slots-used-critical judges a server, on the server leg; drop it or --leg client"),
+        (("--fullest-process-warning", "5", "--leg", "client"),
+         "--fullest-process-warning judges a server, on the server leg; drop it or --leg client"),
+        (("--slots-used-warning", "80%", "--exclude-user", "app"),
+         "--slots-used-warning judges all slots of a server, and --exclude-user selects some; drop "
+         "the one, or give it a service of its own"),
+        (("--fullest-group-warning", "5"),
+         "--fullest-group-warning needs --by user, --by database or --by peer"),
+    ],
+)  # fmt: skip
+def test_thresholds_of_what_is_never_measured(arguments: tuple[str, ...], sentence: str) -> None:
+    done = support.run("saturation", *arguments)
+    assert done == (3, f"PGSOCK_SATURATION UNKNOWN - {sentence}\n", "")

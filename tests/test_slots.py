@@ -97,6 +97,11 @@ def test_what_may_be_a_walsender_is_never_taken_to_hold_a_slot() -> None:
     for connected in (None, {100: True}):
         slots = count_slots(titles, peers, senders={100}, connected=connected)
         assert (slots.used, slots.untold, slots.senders) == (1, 1, {peer(1)})
+        assert slots.note() == (
+            "a lower bound of the connection slots: 1 of the server's processes count neither as "
+            "slots nor as established, since by the title they are walsenders at rest; sessions of "
+            "a user named walsender, which hold slots, have the same title"
+        )
 
 
 @pytest.mark.parametrize(

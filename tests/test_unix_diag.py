@@ -9,7 +9,7 @@ import pytest
 
 from check_pgsock.errors import MalformedError
 from check_pgsock.sockets import unix_diag
-from check_pgsock.sockets.netlink_dump import Dump
+from check_pgsock.sockets.netlink_dump import HEADER, Dump
 from check_pgsock.sockets.unix_sockets import UnixListener, UnixSocket
 from tests.details import DETAILS, UNIX_LISTENERS, UNIX_SOCKETS
 
@@ -98,3 +98,14 @@ def test_request_names_states_and_what_to_show() -> None:
     request = unix_diag.pack_request(1 << 10, 5)
     assert struct.unpack_from("=IHHII", request) == (40, 20, 0x301, 5, 0)
     assert struct.unpack_from("=BBHIIIII", request, 16) == (1, 0, 0, 1 << 10, 0, 0x57, 0, 0)
+
+
+def test_who_waits_on_a_listener_is_told_in_order() -> None:
+    message = struct.pack("=BBBxIQ", 1, 1, 10, 77, 9) + struct.pack("=HH3I", 16, 3, 21, 0, 23)
+    data = HEADER.pack(HEADER.size + len(message), 20, 2, 1, 0) + message
+    run = (0, len(data), 2)
+    assert dict(unix_diag.parse_queues(data * 2, run)) == {77: (21, 0, 23)}
+    bare = HEADER.pack(32, 20, 2, 1, 0) + message[:16]
+    assert list(unix_diag.parse_queues(bare, (0, 32, 1))) == []
+    request = unix_diag.pack_queues_request(5)
+    assert struct.unpack("=BBHIIIII", request[HEADER.size :]) == (1, 0, 0, 1 << 10, 0, 8, 0, 0)

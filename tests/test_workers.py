@@ -21,6 +21,7 @@ from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import Session
 from tests import support
+from tests.cgroups import cgroups, enter
 from tests.conftest import Installations, MakePg, OpenSessions, Server
 from tests.moment import MOMENT
 from tests.proving import Proof
@@ -249,17 +250,62 @@ def test_one_process_with_a_large_pool_is_ok(newest: PostgresServer) -> None:
 
 def test_nobody_connected(newest: PostgresServer) -> None:
     support.wait_until(lambda: not support.tcp_states(newest.port)["ESTABLISHED"], "all gone")
-    for leg, word in (("server", "on"), ("client", "to")):
-        done = support.run("workers", "-p", str(newest.port), "--leg", leg, user=STRANGER)
+    nothing = "busiest_worker=0.0%;;;0;100 spread=1.0;;;0 workers=0;;;0"
+    done = support.run("workers", "-p", str(newest.port), "--leg", "client", user=STRANGER)
+    expected = f"PGSOCK_WORKERS OK - 0 connections to port {newest.port} | {nothing}\n"
+    assert done == (0, expected, "")
+    # All labels are there that a session would bring.
+    done = support.run("workers", "-p", str(newest.port), "--window", "0.1")
+    assert done == (
+        0,
+        f"PGSOCK_WORKERS OK - 0 of 0 sessions active, 0 waiting on port {newest.port} | "
+        f"{nothing} {of_sessions(0)}",
+        "",
+    )
+
+
+UNPROVEN = "whose server it is cannot be proven from here (root and its user can)"
+
+
+def test_a_stranger_and_one_of_two_servers(make_pg: MakePg) -> None:
+    """Nothing proves whose a port is without TCP connections whose titles have an address."""
+    support.require("root")
+    make_pg(user="news")
+    server = make_pg(user="news", settings={"log_hostname": True})
+    arguments = ("-p", str(server.port), "--window", "0.1")
+    where = f"on port {server.port}"
+    with server.administrator():
+        done = support.run("workers", *arguments, user=STRANGER)
         assert done == (
             0,
-            f"PGSOCK_WORKERS OK - 0 connections {word} port {newest.port} | "
-            "busiest_worker=0.0%;;;0;100 spread=1.0;;;0 workers=0;;;0\n",
+            f"PGSOCK_WORKERS OK - 0 connections {where} | busiest_worker=0.0%;;;0;100 "
+            "spread=1.0;;;0 workers=0;;;0\n"
+            f"sessions over Unix sockets are not seen: {UNPROVEN}\n",
             "",
         )
+        for label in ("active", "waiting", "utilization"):
+            done = support.run("workers", *arguments, f"--{label}-warning", "10", user=STRANGER)
+            assert (done.code, done.out.partition("\n")[0]) == (
+                3,
+                f"PGSOCK_WORKERS UNKNOWN - {label} cannot be judged: {UNPROVEN}; without "
+                f"--{label}-warning the rest is judged",
+            )
+    with server.connect():
+        done = support.run("workers", *arguments, user=STRANGER)
+    assert done == (
+        3,
+        f"PGSOCK_WORKERS UNKNOWN - which processes hold the 1 connection {where} cannot be seen, "
+        f"and {UNPROVEN}: {REMEDY}\n",
+        "",
+    )
 
 
 # Poolers.
+
+NO_UTILIZATION = (
+    "utilization cannot be judged: it is that of the sessions of a PostgreSQL server, on its "
+    "server leg; without --utilization-warning the rest is judged"
+)
 
 
 @pytest.fixture
@@ -314,14 +360,13 @@ def test_two_poolers_on_one_port(poolers: tuple[PgBouncerServer, PgBouncerServer
         f"be seen, nor do cgroups tell like ones apart: {REMEDY}\n",
         "",
     )
+    # What poolers do not tell does not hide what is too much.
     done = support.run("workers", "-p", str(port), "--utilization-warning", "90")
-    assert done == (
-        3,
-        "PGSOCK_WORKERS UNKNOWN - utilization is judged of the sessions of a PostgreSQL server, "
-        f"on its server leg, and no session's state is known of the connections on port {port}; "
-        "drop its thresholds, or see pgsock connections\n",
-        "",
-    )
+    assert (done.code, done.out.splitlines()[1]) == (1, NO_UTILIZATION)
+    loose = ("--spread-warning", "20", "--utilization-warning", "90")
+    done = support.run("workers", "-p", str(port), *loose)
+    expected = f"PGSOCK_WORKERS UNKNOWN - {NO_UTILIZATION}"
+    assert (done.code, done.out.partition("\n")[0]) == (3, expected)
 
 
 def test_one_pooler_in_front_of_postgresql_is_ok(
@@ -352,36 +397,6 @@ def test_one_pooler_in_front_of_postgresql_is_ok(
 
 
 # Who may not see processes, and cgroups in their place.
-
-
-@contextlib.contextmanager
-def cgroups(*names: str) -> Iterator[list[Path]]:
-    """New cgroups of these names; skips the test where there may be none."""
-    support.require("root")
-    with open("/proc/self/mounts", encoding="utf-8") as stream:
-        roots = [line.split()[1] for line in stream if line.split()[2] == "cgroup2"]
-    home = Path("/proc/self/cgroup").read_text(encoding="utf-8")
-    made: list[Path] = []
-    try:
-        try:
-            for name in names:
-                path = Path(roots[0]) / name
-                path.mkdir()
-                made.append(path)
-        except (IndexError, OSError) as error:
-            pytest.skip(f"no cgroup can be made here: {error}")
-        yield made
-    finally:
-        own = next((line[4:] for line in home.splitlines() if line.startswith("0::")), "")
-        if roots:
-            enter(Path(roots[0]) / own)
-        for path in made:
-            path.rmdir()
-
-
-def enter(cgroup: Path) -> None:
-    """Let this process make its sockets in that cgroup."""
-    (cgroup / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
 
 
 def test_cgroups_tell_like_workers_apart_for_a_stranger() -> None:
@@ -581,7 +596,7 @@ def test_over_a_unix_socket(newest: PostgresServer) -> None:
         assert done == (
             3,
             f"PGSOCK_WORKERS UNKNOWN - which processes hold the 2 connections on socket {path} "
-            f"cannot be seen, nor do cgroups tell like ones apart: {REMEDY}\n",
+            f"cannot be seen, and {UNPROVEN}: {REMEDY}\n",
             "",
         )
 

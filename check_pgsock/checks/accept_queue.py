@@ -10,8 +10,12 @@ accept_queue is the number in the listener's queue that is fullest relative to i
 that backlog, rounded down to whole connections: with a backlog below 10 the first that stays
 alerts at 10%. accept_wait is for how long the oldest has waited, in seconds: a few clients of a
 stopped server fill no queue. Both count what is there in two looks, --settle apart; the second
-look is taken only when the first exceeds a threshold. Of a recording these are two of its moments,
-the later one chosen by --moment.
+look is taken only when the first exceeds a threshold, or sees anybody wait on a Unix socket. Of a
+recording these are two of its moments, the later one chosen by --moment.
+
+Of a Unix socket (--socket) the kernel does not tell for how long a connection has waited, but
+whose it is: accept_wait is then a lower bound, since the first run that saw the same client wait,
+by what that run stored. Without a state directory it is --settle.
 
 listen_drops_rate are the SYNs and handshakes per second that the kernel refused over the last
 --over seconds, by the counters that earlier runs stored (a restart of the server begins them
@@ -21,13 +25,15 @@ TCP_DEFER_ACCEPT, as PgBouncer has it, every connection is among the drops. The 
 without a state directory, judge the queue without it.
 
 procfs tells neither backlog nor drops nor how long a connection waits: there -w and -c must be
-numbers of connections. Of a Unix socket (--socket) only its queue and its backlog are told, by
-netlink. What forwards (haproxy, nginx) is judged by its own queue, which is not that of the server
-behind it; a container's published port (docker-proxy) is UNKNOWN: connections pass it by.
+numbers of connections. Of Unix sockets nothing counts drops. accept_wait is left out where somebody
+waits and it is not told for how long, as in a recording of Unix sockets. What forwards (haproxy,
+nginx) is judged by its own queue, which is not that of the server behind it; a container's
+published port (docker-proxy) is UNKNOWN: connections pass it by.
 """
 
 from check_pgsock import options as opts
-from check_pgsock.accept_queue import Look, oldest
+from check_pgsock.accept_queue import Look
+from check_pgsock.accept_wait import Waits
 from check_pgsock.errors import PgsockError, UsageError
 from check_pgsock.legs import Leg, top_peers
 from check_pgsock.listen_drops import read_drops
@@ -38,7 +44,7 @@ from check_pgsock.servers.programs import CONTAINER_FORWARDERS
 from check_pgsock.socket_check import listener_floor, open_view
 from check_pgsock.socket_state import add_state_key
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Listener, Query, state_mask
-from check_pgsock.text import write_seconds
+from check_pgsock.sockets.sources import NetlinkSource
 from check_pgsock.unix.leg import read_sessions
 
 TYPE_CHECKING = False
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from check_pgsock.accept_queue import Queue
     from check_pgsock.listen_drops import Drops
     from check_pgsock.sockets.reader import Reader
+    from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View
 
 DEFAULT_SETTLE = 1.0
@@ -85,7 +92,7 @@ def validate(options: "Namespace") -> None:
     opts.require_below_timeout(options, "settle")
 
 
-def look(reader: "Reader", leg: Leg) -> Look:
+def look(view: "View", reader: "Reader", leg: Leg) -> Look:
     """The queues of the leg, now. Raises SourceError."""
     found = Look()
     for place in reader.each if leg.ports else ():
@@ -98,7 +105,9 @@ def look(reader: "Reader", leg: Leg) -> Look:
         found.add_tcp(place, bound, leg.listeners(bound), waiting)
     for path in leg.paths:
         sessions = read_sessions(reader, (path,))
-        found.add_unix(sessions.listeners, sessions.not_accepted)
+        found.add_unix(
+            sessions.listeners, sessions.not_accepted, read_clients(view, reader, sessions)
+        )
         found.missing += sessions.missing
         found.notes += sessions.notes
         if any(one.accept_queue is None for one in sessions.listeners):
@@ -108,46 +117,64 @@ def look(reader: "Reader", leg: Leg) -> Look:
     return found
 
 
+def read_clients(
+    view: "View", reader: "Reader", sessions: "Sessions"
+) -> "dict[int, tuple[int, ...]]":
+    """The inodes of the clients' ends that wait on Unix sockets, by the listener's; none where
+    nobody waits, or where that is not told: under procfs and in a recording. Raises SourceError.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    if not reader.saved and any(one.accept_queue for one in sessions.listeners):
+        for place in reader.each:
+            found.update(NetlinkSource(view.deadline, place.namespace).unix_queues())
+    return found
+
+
 def probe(run: Run) -> Report:
     """Read the queues, twice if they are too long, and what was dropped since earlier runs."""
     leg = opts.chosen_leg(run.options)
     view = open_view(run)
     reader = view.reader
-    now = look(reader, leg)
+    now = look(view, reader, leg)
     require_backlogs(run.options, view, now)
     doubts = describe_forwarders(view, now)
     looks = 1
     if is_too_much(run, now):
         earlier = None if view.recorded is None else view.recorded.earlier(run.options.settle)
         if earlier is not None:
-            now, looks = now.staying(look(earlier, leg)), 2
+            now, looks = now.staying(look(view, earlier, leg)), 2
         elif reader.saved:
             doubts.append("a saved moment, judged as it is: which of them stay cannot be told")
         else:
             first, looks = now, 2
             run.deadline.doing = "waiting for the second look"
             run.deadline.sleep(run.options.settle)
-            now = look(reader, leg).staying(first)
+            now = look(view, reader, leg).staying(first)
     elif reader.saved:
         doubts.append("a saved moment, judged as it is")
-    floor = listener_floor(run, leg, tcp_listeners(now), now.missing)
+    floor = listener_floor(run, leg, now.tcp, now.missing)
     drops = read_drops(run, view, leg, now.queues)
+    waits = Waits(now)
+    if looks == 2:
+        waits.watch(run, view, leg)
     stayed = f", unchanged for {run.options.settle:g} s" if looks == 2 and now.length else ""
     return Report(
-        headline(now, leg, stayed, drops),
-        measure(now, drops),
-        notes=[*reader.notes(), *doubts, *now.notes, *drops.notes],
-        who=lambda: who(view, leg, now),
+        headline(now, leg, stayed, waits, drops),
+        measure(now, waits, drops),
+        notes=[*reader.notes(), *doubts, *now.notes, *waits.notes, *drops.notes],
+        who=lambda: who(view, leg, now, waits, drops),
         told=[f"looked {'twice' if looks == 2 else 'once'}", *drops.told],
         details=reader.describe(),
         floor=floor,
-        commit=drops.commit,
+        commit=lambda: keep(drops, waits),
     )
 
 
-def tcp_listeners(now: Look) -> "list[Listener]":
-    """Those of its listeners that are no Unix sockets."""
-    return [one.listener for one in now.queues if isinstance(one.listener, Listener)]
+def keep(drops: "Drops", waits: Waits) -> None:
+    """Keep what the next run needs. Raises StateError."""
+    for commit in (drops.commit, waits.commit):
+        if commit is not None:
+            commit()
 
 
 def require_backlogs(options: "Namespace", view: "View", now: Look) -> None:
@@ -169,9 +196,8 @@ def describe_forwarders(view: "View", now: Look) -> "list[str]":
     Raises PgsockError for that of a container's port: connections from elsewhere may pass it by,
     and what takes it accepts whatever the server in the container does.
     """
-    listeners = tcp_listeners(now)
     notes = []
-    for found in find_forwarders(view, listeners) if listeners else ():
+    for found in find_forwarders(view, now.tcp) if now.tcp else ():
         if found.certainty == POSSIBLE:
             from check_pgsock.servers.possible_forwarders import is_refuted  # few hosts
 
@@ -184,26 +210,20 @@ def describe_forwarders(view: "View", now: Look) -> "list[str]":
 
 
 def is_too_much(run: Run, now: Look) -> bool:
-    """Whether this look would raise WARNING or CRITICAL."""
+    """Whether this look would raise WARNING or CRITICAL, or may: of those that wait on a Unix
+    socket a second one tells who stays.
+    """
     fullest = now.fullest
     if fullest is None or not now.length:
         return False
-    return run.exceeds("accept_queue", fullest.length, fullest.backlog) or (
-        tells_wait(now) and run.exceeds("accept_wait", oldest(now.waiting))
-    )
-
-
-def tells_wait(now: Look) -> bool:
-    """Whether the source tells for how long connections wait: of TCP, and not procfs."""
-    listeners = tcp_listeners(now)
     return (
-        bool(listeners)
-        and all(one.backlog is not None for one in listeners)
-        and all(one.info is not None for one in now.waiting)
+        any(one.length for one in now.unix)
+        or run.exceeds("accept_queue", fullest.length, fullest.backlog)
+        or run.exceeds("accept_wait", Waits(now).longest or 0)
     )
 
 
-def headline(now: Look, leg: Leg, stayed: str, drops: "Drops") -> str:
+def headline(now: Look, leg: Leg, stayed: str, waits: Waits, drops: "Drops") -> str:
     """`37 of 200 in the accept queue on port 5432, oldest 12 s, 0 drops per second`"""
     fullest = now.fullest
     if fullest is None:
@@ -211,9 +231,7 @@ def headline(now: Look, leg: Leg, stayed: str, drops: "Drops") -> str:
     which = "the accept queue"
     if len(now.queues) > 1:
         which = f"the fullest of {len(now.queues)} accept queues"
-    text = f"{say_length(fullest)} in {which} {leg.describe()}{stayed}"
-    if now.waiting and tells_wait(now):
-        text += f", oldest {write_seconds(oldest(now.waiting))}"
+    text = f"{say_length(fullest)} in {which} {leg.describe()}{stayed}{waits.describe()}"
     return text if drops.rate is None else f"{text}, {drops.rate:.3g} drops per second"
 
 
@@ -222,15 +240,15 @@ def say_length(queue: "Queue") -> str:
     return f"{queue.length}" if queue.backlog is None else f"{queue.length} of {queue.backlog}"
 
 
-def measure(now: Look, drops: "Drops") -> "list[Metric]":
+def measure(now: Look, waits: Waits, drops: "Drops") -> "list[Metric]":
     """The metrics; left out is what the source does not tell, and all of it without a listener."""
     fullest = now.fullest
     if fullest is None:
         return []
     backlog = fullest.backlog
     metrics = [Metric("accept_queue", fullest.length, maximum=backlog, base=backlog)]
-    if tells_wait(now):
-        metrics.append(Metric("accept_wait", oldest(now.waiting), "s"))
+    if waits.longest is not None:
+        metrics.append(Metric("accept_wait", waits.longest, "s"))
     if drops.rate is not None:
         metrics.append(Metric("listen_drops_rate", drops.rate))
     if backlog is not None:
@@ -238,21 +256,28 @@ def measure(now: Look, drops: "Drops") -> "list[Metric]":
     return [*metrics, Metric("waiting", now.length)]
 
 
-def who(view: "View", leg: Leg, now: Look) -> "list[str]":
+def who(view: "View", leg: Leg, now: Look, waits: Waits, drops: "Drops") -> "list[str]":
     """Lines on the listeners, the fullest first, on their programs, and on who waits."""
-    from check_pgsock.servers.listener_owners import describe_owner, find_owners  # rarely asked
+    from check_pgsock.servers.listener_owners import (  # rarely asked
+        describe_known,
+        describe_owner,
+        find_owners,
+    )
 
     unix = [one.listener for one in now.queues if not isinstance(one.listener, Listener)]
     owners = find_owners(view, leg.ports, unix)
     lines = []
     for one in now.ranked[: WHO_LINES // 2]:
-        line = f"listener {one.name}: {say_length(one)} waiting"
-        if one.waiting and tells_wait(now):
-            line += f", oldest {write_seconds(oldest(one.waiting))}"
+        line = f"listener {one.name}: {say_length(one)} waiting{waits.describe(one)}"
         if one.others and isinstance(one.listener, Listener) and not now.shared:
             line += f", {one.others} of them reset by their clients"
-        owner = owners.get(one.listener.inode)
-        lines.append(line if owner is None else f"{line}; {describe_owner(view, owner)}")
+        owner, known = owners.get(one.listener.inode), drops.owners.get(one.listener.inode)
+        whose = None
+        if known is not None and (owner is None or not owner.proven):
+            whose = describe_known(view, *known)
+        if whose is None and owner is not None:
+            whose = describe_owner(view, owner)
+        lines.append(line if whose is None else f"{line}; {whose}")
     return lines + top_peers(now.waiting, "waiting", WHO_LINES - len(lines))
 
 

@@ -17,7 +17,7 @@ application is in CLOSE_WAIT until it is used again. By netlink the kernel tells
 connections are, at the least (`oldest`: seconds, 0 where there is none); with --min-age each run
 keeps besides when it saw which first, in the state directory. procfs and Unix sockets tell
 nothing else: there the directory is needed, and what the first run sees is new. Of a recording it
-is the kernel's word, or an earlier moment that holds the connection, too.
+is the kernel's word, or an earlier moment that holds the connection, too; it has no `oldest`.
 
 A Unix socket (--socket) has no CLOSE_WAIT: counted are the sessions that the server keeps though
 their client is gone, which netlink tells and procfs does not.

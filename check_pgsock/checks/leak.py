@@ -12,8 +12,10 @@ earlier runs tell, for which a state directory is needed, and an hour (or four t
 silent connections are leaked where they come on top of the pool's usual size, the greater of the
 most that were in use together for two times --idle-for, and what it had in nine tenths of the last
 week. So a pool that is silent at night is none, nor is one that grows by day or was restarted, but
-what has always been there is usual, too: for a pool whose size you know give --keep. Until earlier
-runs tell, all silent connections count, and that is said.
+what has always been there is usual, too: for a pool whose size you know give --keep. One that was
+enlarged on purpose and is hardly used is growth for up to a week: give --keep, or another
+--state-key, with which history begins anew. Until earlier runs tell, all silent connections count,
+and that is said.
 
 The default thresholds are of the limit. Where no --limit is given and none can be read (a server on
 another host, several endpoints, rights that do not suffice) silent connections are judged with
@@ -21,14 +23,17 @@ another host, several endpoints, rights that do not suffice) silent connections 
 
 Idle in transaction is told from idle by the titles of a PostgreSQL server's processes: on its own
 host. Elsewhere (PgBouncer's port, a client leg to another host) all idle connections count as
-silent, by --idle-for, and idle_in_transaction has no label. A connection over a Unix socket has no
-clock: it is known to be idle for as long as earlier runs saw its backend do nothing; those of the
-same PostgreSQL server are in the server leg of its port. LISTEN sessions wait by design: see
---exclude-user. A recording is judged as it is, without earlier runs.
+silent, by --idle-for. So do those whose title does not tell it (it may be cut, the server is not
+proven to be PostgreSQL, update_process_title is off); where the verdict depends on them the check
+is UNKNOWN and says what it takes. Where not all are told, idle_in_transaction has no label. A
+connection over a Unix socket has no clock: it is known to be idle for as long as earlier runs saw
+its backend do nothing; those of the same PostgreSQL server are in the server leg of its port, once
+it is proven whose that is. LISTEN sessions wait by design: see --exclude-user. A recording is
+judged as it is, without earlier runs.
 """
 
 from check_pgsock import options as opts
-from check_pgsock.errors import SourceError
+from check_pgsock.leak_doubts import UNTITLED, count_beyond, refuse_blind, refuse_untitled
 from check_pgsock.leak_state import Past
 from check_pgsock.legs import Leg
 from check_pgsock.limit_option import (
@@ -43,6 +48,7 @@ from check_pgsock.plugin import run as run_check
 from check_pgsock.servers.limits import LimitUnknown, unknown
 from check_pgsock.sessions.leaks import (
     Leaks,
+    count_possible,
     find_leaks,
     leak_lines,
     leave_out_walsenders,
@@ -56,7 +62,7 @@ from check_pgsock.sessions.pool_history import (
 )
 from check_pgsock.sessions.selection import chosen_selection
 from check_pgsock.sessions.survey import add_unix_socket, survey
-from check_pgsock.sessions.titles import IDLE_IN_TRANSACTION
+from check_pgsock.sessions.unproven import may_be_unproven, say_unix_unseen, say_why
 from check_pgsock.socket_check import (
     count,
     listener_floor,
@@ -129,18 +135,32 @@ def probe(run: Run) -> Report:
     connections, said = selection.choose(connections)
     past = Past(run, view, leg, connections, selection.describe(), options.idle_for)
     leaks = find_leaks(connections, options.idle_for, options.idle_in_transaction_for, past.watched)
+    may_be = may_be_unproven(view, leg, found)
     sample = PoolSample(run.now, len(connections), len(connections) - len(leaks.silent))
     surplus, unsure = find_surplus(options, sample, limit, why, past, told)
     of = f"{leg.describe()}{selection.describe()}"
     if floor is None:
         refuse_blind(run, leaks, surplus, limit, past, of)
+        stateful = [*found.of_postgresql, *(found.of_unproven if may_be else ())]
+        bounds = options.idle_for, options.idle_in_transaction_for
+        possible = count_possible(leaks, stateful, *bounds)
+        why = say_why(view) if may_be else UNTITLED
+        refuse_untitled(run, leaks, possible, surplus, limit, of, why)
+    if may_be:
+        notes += say_unix_unseen(view, leg)
     notes += [one for one in found.notes if one not in notes]
     notes += [*said, *unsure, *say_unjudged(leaks, doubtful)]
+    tells_states = found.is_postgresql and not leaks.untitled
+    if (found.proven or may_be) and leaks.untitled:
+        notes.append(
+            "whether they are idle or idle in transaction is not known, and they count as idle: "
+            + plural(len(leaks.untitled), "connection")
+        )
     beyond = count_beyond(len(leaks.silent), options.keep, surplus)
     is_judged = options.keep is not None or limit is not None
     return Report(
         headline(options, leaks, beyond if is_judged else None, sample.total, of),
-        measure(options, leaks, beyond, sample.total, limit),
+        measure(options, leaks, beyond, sample.total, limit, tells_states),
         notes=[*view.reader.notes(), *doubts, *notes],
         who=lambda: leak_lines(leaks, WHO_LINES),
         told=told,
@@ -205,41 +225,6 @@ def find_surplus(
     ]
 
 
-def count_beyond(silent: int, keep: "Optional[int]", surplus: "Optional[int]") -> int:
-    """How many of the silent connections leaked: those beyond `keep`, and no more than the pool
-    has grown by.
-    """
-    beyond = max(silent - (keep or 0), 0)
-    return beyond if surplus is None else min(beyond, surplus)
-
-
-def refuse_blind(
-    run: Run, leaks: Leaks, surplus: "Optional[int]", limit: "Optional[int]", past: Past, of: str
-) -> None:
-    """Raise SourceError where no connection can be judged, or the verdict depends on those that
-    cannot be.
-    """
-    hidden = leaks.hidden
-    if not hidden:
-        return
-    others = sum(one["activity"] == IDLE_IN_TRANSACTION for one in hidden)
-    silent, keep = len(leaks.silent), run.options.keep
-    leaked = count_beyond(silent, keep, surplus) + leaks.others
-    most = count_beyond(silent + len(hidden) - others, keep, surplus) + leaks.others + others
-    if leaks.told and (
-        run.exceeds("leaked", leaked, limit) or not run.exceeds("leaked", most, limit)
-    ):
-        return
-    why = "over TCP that takes netlink; over a Unix socket, to see whose backends they are"
-    if leaks.untimed:
-        lack = past.refusal or "the kernel tells no processor time of theirs"
-        why = f"Unix sockets and procfs have no clocks, and earlier runs cannot tell: {lack}"
-    raise SourceError(
-        f"for how long {plural(len(hidden), 'connection')} {of} had nothing to do is not known, "
-        f"and there may be a leak among them ({why})"
-    )
-
-
 def headline(
     options: "Namespace", leaks: Leaks, beyond: "Optional[int]", total: int, of: str
 ) -> str:
@@ -262,14 +247,17 @@ def headline(
 
 
 def measure(
-    options: "Namespace", leaks: Leaks, beyond: int, total: int, limit: "Optional[int]"
-) -> "list[Metric]":
-    """The metrics; left out are those in transactions where no title tells them from the others."""
+    options: "Namespace", leaks: Leaks, beyond: int, total: int, limit: "Optional[int]",
+    tells_states: bool,
+) -> "list[Metric]":  # fmt: skip
+    """The metrics; left out are those in transactions where titles do not tell all of them from the
+    others.
+    """
     metrics = [
         Metric("leaked", beyond + leaks.others, maximum=limit, base=limit),
         Metric("silent", len(leaks.silent)),
     ]
-    if leaks.is_titled or not total:
+    if tells_states:
         metrics.append(Metric("idle_in_transaction", len(leaks.idle_in_transaction)))
     metrics += [Metric("dead_peers", len(leaks.dead_peers)), Metric("established", total)]
     for label, value in (("limit", limit), ("keep", options.keep)):

@@ -13,7 +13,13 @@ whatever it came over (TCP, any Unix socket of the server, from any network name
 its client is gone; walsenders, parallel and autovacuum workers and connections without a startup
 packet hold none. The worse of the two wins. The walsenders so known are not counted as established
 either. --peer, --exclude-peer, --user, --exclude-user and --database select what is established;
-there are no slots_used then. -v says why where the server is not proven.
+there are no slots_used then.
+
+Where the server is not proven to be PostgreSQL, and may be, slots_used is missing, and a line
+below says what is not counted and what to do. Whoever names --slots-used-warning or
+--slots-used-critical relies on it: the check is UNKNOWN then rather than OK. So it is with
+--fullest-process-warning and --fullest-process-critical where several processes share the port
+and nothing tells what each of them holds.
 
 `free` (what is left of the limit) has thresholds of its own, such as --free-critical 5: for "fewer
 than 5 left". `not_accepted` are connections that the kernel has completed and the server has not
@@ -21,13 +27,16 @@ yet accepted: they count as established, as their clients see it.
 
 --by user|database|peer with --group-limit NAME=N judges groups, each against its own limit, as the
 CONNECTION LIMIT of a role or a database, or the size of a pool: `fullest_group` is the percentage
-of the fullest one. Users and databases are counted by slot, of a proven server; peers by TCP
-connection, on any leg. `--group-limit '*'=N` is the limit of each group that is not named.
+of the fullest one (a limit of 0 admits nobody: one session is 200 %). Users and databases are
+counted by slot, of a proven server; peers by TCP connection, on any leg. `--group-limit '*'=N` is
+the limit of each group that is not named.
 
 Where several processes share one port (PgBouncer with so_reuseport) the kernel shares connections
 out whether or not a process is full: `fullest_process`, the connections of the fullest one, is
-judged against its part of the limit, which is all processes' together. Who holds how many is seen
-by root and by their own user alone; for anybody else the sum is judged, which is said.
+judged against what it can hold itself: its own max_client_conn with --limit auto, and where
+these differ and can be read; else an equal part of --limit, which is all processes' together. Who
+holds how many is seen by root and by their own user alone; for anybody else the sum is judged,
+which is said.
 
 Of a Unix socket (--socket) established are the sessions whose client is there, close_wait those
 that the server keeps for a client that is gone (under procfs both are established, and close_wait
@@ -37,6 +46,7 @@ slots_used find the server of a Unix socket alone as root or as its own user; be
 """
 
 from check_pgsock import options as opts
+from check_pgsock.errors import UsageError
 from check_pgsock.limit_option import add_limit_option, validate_limit
 from check_pgsock.occupancy import Occupancy, occupy
 from check_pgsock.plugin import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
@@ -60,7 +70,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import NoReturn, Optional
 
-    from check_pgsock.sessions.groups import GroupLimits
+    from check_pgsock.sessions.groups import Group, GroupLimits
     from check_pgsock.view import View
 
 
@@ -75,6 +85,19 @@ def validate(options: "Namespace") -> None:
     """Raise UsageError for what contradicts itself."""
     validate_limit(options)
     chosen_groups(options)
+    given = options.given_thresholds
+    for label in ("slots_used", "fullest_process"):
+        if label in given and options.leg == "client":
+            raise UsageError(
+                f"{given[label][0]} judges a server, on the server leg; drop it or --leg client"
+            )
+    for name in ("peer", "exclude_peer", "user", "exclude_user", "database"):
+        if "slots_used" in given and getattr(options, name):
+            raise UsageError(
+                f"{given['slots_used'][0]} judges all slots of a server, and "
+                f"--{name.replace('_', '-')} selects some; drop the one, or give it a service of "
+                "its own"
+            )
 
 
 def probe(run: Run) -> Report:
@@ -98,21 +121,38 @@ def probe(run: Run) -> Report:
         )
     if run.options.limit is not None:
         found.told.append(f"limit: {run.options.limit} usable, given by --limit")
+    if floor is None and found.limit is not None and "fullest_process" not in found.unknown:
+        given = run.options.given_thresholds.get("fullest_process", ())
+        if given and not found.workers:
+            found.notes.append(f"{given[0]} does not apply: one process has the port, or none does")
+    full = full_groups(run, found)
     return Report(
-        headline(found, f"{leg.describe()}{clean(selection.describe(), 200)}"),
+        headline(found, f"{leg.describe()}{clean(selection.describe(), 200)}", len(full)),
         measure(found, groups),
         notes=[*view.reader.notes(), *doubts, *notes, *found.notes],
-        who=lambda: who(run, view, sessions, found, groups),
+        who=lambda: who(run, view, sessions, found, groups, full),
         told=[*told, *found.told],
         details=[*view.reader.describe(), *sessions.describe()],
         floor=floor,
         judged=NOT_JUDGED if found.limit is None else None,
+        unknown=found.unknown,
     )
 
 
-def headline(found: Occupancy, where: str) -> str:
+def full_groups(run: Run, found: Occupancy) -> "list[Group]":
+    """The groups that alert, the fullest first."""
+    if found.groups is None or not run.exceeds(*_of_group(found.groups.fullest)):
+        return []
+    return [one for one in found.groups.ranked if run.exceeds(*_of_group(one))]
+
+
+def _of_group(one: "Group") -> "tuple[str, float]":
+    return "fullest_group", round(one.percent, 1)
+
+
+def headline(found: Occupancy, where: str, full: int = 0) -> str:
     """`42 of 97 connections (43 %) on port 5432`, or where slots in use are other in number
-    `97 of 97 connection slots used (100 %), 42 connections on port 5432`.
+    `97 of 97 connection slots used (100 %), 42 connections on port 5432`; `full` groups alert.
     """
     established, limit, slots = found.established, found.limit, found.slots
     if limit is None:
@@ -126,8 +166,11 @@ def headline(found: Occupancy, where: str) -> str:
         )
     if found.workers:
         fullest = found.workers[0]
-        text += f", {fullest.describe()} has {fullest.connections} of its {found.share}"
-    return text if found.groups is None else f"{text}, {found.groups.describe()}"
+        text += f", {fullest.describe()} has {fullest.connections} of its {fullest.limit}"
+    if found.groups is None:
+        return text
+    text += f", {found.groups.describe()}"
+    return text if full < 2 else f"{text}, the fullest of {full} {found.groups.by}s that alert"
 
 
 def measure(found: Occupancy, groups: "Optional[GroupLimits]") -> "list[Metric]":
@@ -145,10 +188,10 @@ def measure(found: Occupancy, groups: "Optional[GroupLimits]") -> "list[Metric]"
             Metric("free", max(limit - found.taken, 0), maximum=limit, base=limit),
         ]
     if found.workers:
-        fullest, share = found.workers[0].connections, found.share
-        metrics.append(Metric("fullest_process", fullest, maximum=share, base=share))
+        held, share = found.workers[0].connections, found.workers[0].limit
+        metrics.append(Metric("fullest_process", held, maximum=share, base=share))
     if found.groups is not None and groups is not None:
-        metrics.append(Metric("fullest_group", round(found.groups.fullest.percent, 1), "%"))
+        metrics.append(Metric(*_of_group(found.groups.fullest), "%"))
         for one in found.groups.named:
             metrics.append(Metric(groups.label(one.name), one.count, maximum=one.limit))
     for label, value in (
@@ -162,17 +205,16 @@ def measure(found: Occupancy, groups: "Optional[GroupLimits]") -> "list[Metric]"
 
 
 def who(
-    run: Run, view: "View", sessions: Sessions, found: Occupancy, groups: "Optional[GroupLimits]"
-) -> "list[str]":
+    run: Run, view: "View", sessions: Sessions, found: Occupancy, groups: "Optional[GroupLimits]",
+    full: "list[Group]",
+) -> "list[str]":  # fmt: skip
     """Lines on who holds what alerts: the fullest group, the slots; else the connections."""
     leg, slots, limit = found.leg, found.slots, found.limit
     target = None if found.owned is None else found.owned.target
-    if found.groups is not None and groups is not None:
-        fullest = found.groups.fullest
-        if run.exceeds("fullest_group", round(fullest.percent, 1)):
-            from check_pgsock.sessions.slot_holders import group_lines
+    if groups is not None and full:
+        from check_pgsock.sessions.slot_holders import group_lines
 
-            return group_lines(view, leg, target, slots, groups, fullest.name)
+        return group_lines(view, leg, target, slots, groups, full)
     if (
         slots is not None
         and target is not None

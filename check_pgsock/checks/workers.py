@@ -18,7 +18,8 @@ synchronous standby), `idle` and `idle_in_transaction`, each the mean of five lo
 `utilization` is the part of the sessions that is active or waiting, in %. They have thresholds, and
 no defaults: a healthy pool may well be at 100 %. cpu_bound counts the backends that spent more than
 half of the window on a processor. Sessions over Unix sockets of the same server count, walsenders
-do not. A recording is one look, without cpu_bound.
+do not. Where it is not proven whose server it is, none of this is known, and a threshold that names
+it makes the check UNKNOWN rather than OK. A recording is one look, without cpu_bound.
 
 Processes are seen by root, by their own user (each its own), and with CAP_SYS_PTRACE together with
 CAP_DAC_READ_SEARCH. To others cgroups (systemd units) stand for them where they tell like ones
@@ -90,6 +91,7 @@ def probe(run: Run) -> Report:
     # Most of what --help and a mistyped option need not wait for.
     from check_pgsock.sessions.holding import find_workers
     from check_pgsock.sessions.survey import add_unix_socket, survey
+    from check_pgsock.sessions.unproven import may_be_unproven, say_unix_unseen, say_why
 
     leg = opts.chosen_leg(run.options)
     view = open_view(run)
@@ -112,10 +114,11 @@ def probe(run: Run) -> Report:
     backends = [one for one in found.connections if leg.server and one["backend_pid"] is not None]
     used = None
     walsenders: set[int] = set()
-    if backends:
+    if leg.server and found.proven:
         used, walsenders = _watch(run, view, backends, notes)
-    if found.connections and (used is None or used.counts is None):
-        _refuse_thresholds(run, leg)
+    may_be = leg.server and may_be_unproven(view, leg, found)
+    if may_be:
+        notes += say_unix_unseen(view, leg)
     held = [
         one
         for one in found.connections
@@ -123,7 +126,8 @@ def probe(run: Run) -> Report:
         and one["activity"] != NOT_ACCEPTED
         and one["backend_pid"] not in walsenders
     ]
-    holding = find_workers(view, leg, held, leg.listeners(tally.listeners))
+    why = say_why(view) if may_be else None
+    holding = find_workers(view, leg, held, leg.listeners(tally.listeners), why)
     notes += holding.describe()
     waiting = tally.not_accepted + unix.not_accepted if leg.server else 0
     if waiting:
@@ -138,6 +142,7 @@ def probe(run: Run) -> Report:
         told=told,
         details=[*reader.describe(), *unix.describe()],
         floor=floor,
+        unknown=untold(leg, used, why) if floor is None else None,
     )
 
 
@@ -161,15 +166,17 @@ def _watch(
     return used, looks.walsenders
 
 
-def _refuse_thresholds(run: Run, leg: "Leg") -> None:
-    """Raise PgsockError where thresholds are given for what sessions do, which is not known."""
-    for label in _OF_SESSIONS:
-        if any(getattr(run.options, f"{label}_{word}") for word in ("warning", "critical")):
-            raise PgsockError(
-                f"{label} is judged of the sessions of a PostgreSQL server, on its server leg, and "
-                f"no session's state is known of the connections {leg.describe()}; drop its "
-                "thresholds, or see pgsock connections"
-            )
+def untold(leg: "Leg", used: "Optional[Utilization]", why: "Optional[str]") -> "dict[str, str]":
+    """The labels of what sessions do, where that is not known, each with the reason: `why` it is
+    not proven whose they are, where it may be that they are PostgreSQL's.
+    """
+    if used is not None and used.counts is not None:
+        return {}
+    if why is None:
+        why = "it is that of the sessions of a PostgreSQL server, on its server leg"
+        if used is not None:
+            why = f"no session's state is known of the connections {leg.describe()}"
+    return dict.fromkeys(_OF_SESSIONS, why)
 
 
 def _choose(kinds: "list[Kind]", least: int) -> "Optional[Kind]":
@@ -239,8 +246,8 @@ def measure(
         for state in STATES:
             metrics.append(Metric(state.replace(" ", "_"), _whole(used.counts[state])))
         metrics.append(Metric("sessions", used.sessions))
-    if used.percent is not None:
-        metrics.append(Metric("utilization", round(used.percent, 1), "%", maximum=100))
+    if used.counts is not None:
+        metrics.append(Metric("utilization", round(used.percent or 0.0, 1), "%", maximum=100))
     if used.cpu_bound is not None:
         metrics.append(Metric("cpu_bound", used.cpu_bound))
     return metrics

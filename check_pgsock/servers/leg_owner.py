@@ -176,11 +176,12 @@ def read_limit(view: "View", owned: Owned) -> "tuple[Limit, str, Optional[str]]"
     if owned.cluster is None or owned.target is None:
         assert owned.error is not None
         if owned.target is not None:
-            from check_pgsock.servers.pooler_limit import read_pooler_limit
+            from check_pgsock.servers import pooler_limit
 
-            found = read_pooler_limit(view, owned.target)
+            found = pooler_limit.read_pooler_limit(view, owned.target)
             if found is not None:
                 return found
+            raise pooler_limit.explain_unread(view, owned.target) or owned.error
         raise owned.error
     from check_pgsock.servers.auto_limit import read_limit_of  # many runs are told the limit
 

@@ -5,6 +5,7 @@ postmaster.py decides, on values alone.
 
 from check_pgsock.processes import POSTGRES_COMMANDS
 from check_pgsock.servers.candidates import children_of, list_programs
+from check_pgsock.servers.cgroup_proof import is_alone
 from check_pgsock.servers.postmaster import Census, Cluster, Port, prove, unseen
 from check_pgsock.sockets.model import LISTEN, Listener, Query, Socket
 from check_pgsock.sockets.reader import SocketReader
@@ -50,6 +51,13 @@ def prove_owner(
     if view.recorded is not None:
         pid, proof = view.recorded.owner(f"port {port}", listeners)
         return Census(table, uids).cluster_of(pid, f"port {port}"), proof
+
+    def has_cgroup(pid: int, cgroup: int) -> bool:
+        # A postmaster has one port: what listens there on another is not, or not only, its own.
+        return is_alone(table, pid, cgroup) and all(
+            one.port == port for one in reader.listeners() if one.cgroup == cgroup
+        )
+
     census = Census(table, uids, find_families(view))
     if not census.clusters and len(uids) == 1:
         raise unseen(f"port {port}")
@@ -65,6 +73,7 @@ def prove_owner(
         table.socket_inodes,
         lambda pid: listener_inodes(table.path(pid, "net"), port, view.deadline),
         lambda peers: _local_ports(reader, peers),
+        has_cgroup,
         census.is_complete,
     )
 

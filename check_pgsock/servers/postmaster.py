@@ -227,14 +227,16 @@ def prove(
     held: "Callable[[int], Optional[set[int]]]",
     visible: "Callable[[int], set[int]]",
     local_ports: "Callable[[set[Peer]], dict[Peer, set[int]]]",
+    is_alone: "Callable[[int, int], bool]",
     is_complete: "Callable[[], bool]",
 ) -> "tuple[Cluster, str]":
     """The cluster whose postmaster owns all listeners of `port` that matter; the proof in words.
 
     `held` gives the socket inodes of a process, or None where they may not be read; `visible`
     the inodes of the listeners in a process's network namespace; `local_ports` the local ports
-    that some remote ends are connected to; `is_complete` says whether the listeners' user runs
-    nothing but these clusters. Raises limits.LimitUnknown.
+    that some remote ends are connected to; `is_alone` says whether a process and its descendants
+    are all that is in a cgroup and have no other port; `is_complete` whether the listeners' user
+    runs nothing but these clusters. Raises limits.LimitUnknown.
     """
     if len({one.uid for one in port.listeners}) > 1:
         raise _several(port.number)
@@ -256,10 +258,12 @@ def prove(
     evidence = _find_evidence(port, candidates, local_ports)
     # Others may listen on the port, too, at other addresses.
     here = [one for one, proven in evidence.items() if port.is_touched(proven)]
-    if len(here) == 1:
-        if port.is_reached(evidence[here[0]]):
-            return here[0], "the titles of its backends name connections of the port"
-    elif (
+    if len(here) == 1 and port.is_reached(evidence[here[0]]):
+        return here[0], "the titles of its backends name connections of the port"
+    alone = _alone(port, candidates, is_alone)
+    if alone is not None and here in ([], [alone]):
+        return alone, "it is alone in the listener's cgroup"
+    if (
         len(candidates) == 1
         and not evidence
         and accounted.issuperset(port.other_ports())
@@ -271,6 +275,18 @@ def prove(
         f"port {port.number}",
         "which PostgreSQL server owns its listener cannot be proven from here",
     )
+
+
+def _alone(
+    port: Port, candidates: "list[Cluster]", is_alone: "Callable[[int, int], bool]"
+) -> "Optional[Cluster]":
+    """The one cluster that is alone in the cgroup that all listeners that matter were made in."""
+    cgroups = {one.cgroup for one in port.listeners}
+    cgroup = cgroups.pop()
+    if cgroups or cgroup is None:
+        return None
+    # (Two cannot be alone in one.)
+    return next((one for one in candidates if is_alone(one.postmaster.pid, cgroup)), None)
 
 
 def unseen(endpoint: str) -> limits.LimitUnknown:

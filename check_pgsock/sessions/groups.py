@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 USER, DATABASE, PEER = "user", "database", "peer"
 OTHERS = "*"
+# What the perfdata of named groups may take of the first line, beside the check's other labels
+# and its sentence.
+_PERFDATA_BYTES = 400
 _PREFIXES = {USER: "user_", DATABASE: "db_", PEER: "peer_"}
 
 
@@ -33,7 +36,11 @@ class Group:
 
     @property
     def percent(self) -> float:
-        """How full it is."""
+        """How full it is. Of a limit of 0, which admits nobody, each session is as if it were one
+        more than all.
+        """
+        if self.limit == 0:
+            return 100.0 * (self.count + 1) if self.count else 0.0
         return 100 * self.count / self.limit
 
 
@@ -61,6 +68,22 @@ class GroupLimits:
                 except ValueError as error:
                     raise UsageError(f"--group-limit of --by peer: {error}") from None
         self.networks.sort(key=lambda pair: pair[0].host_bits)
+        fitting = self._count_fitting()
+        if fitting < len(self.named):
+            raise UsageError(
+                f"--group-limit names {len(self.named)} groups, of which the first {fitting} fit "
+                "into the perfdata of one line; give the others a service of their own, or all "
+                f"that have one limit: '{OTHERS}'=N"
+            )
+
+    def _count_fitting(self) -> int:
+        """How many of the named groups there is room for, each as full as it may be."""
+        left = _PERFDATA_BYTES
+        for number, (name, limit) in enumerate(self.named.items()):
+            left -= len(f" {self.label(name)}={limit};;;0;{limit}")
+            if left < 0:
+                return number
+        return len(self.named)
 
     @property
     def is_by_slot(self) -> bool:
@@ -87,12 +110,13 @@ class GroupLimits:
 
 
 class Groups:
-    """What was counted: `named` in the order of the options, `fullest` of these and the others.
+    """What was counted: `named` in the order of the options, `ranked` these and the others, the
+    fullest first.
 
     `unknown` sessions belong to groups that are not known.
     """
 
-    __slots__ = ("by", "fullest", "named", "unknown")
+    __slots__ = ("by", "named", "ranked", "unknown")
 
     def __init__(self, limits: GroupLimits, counts: "dict[str, int]", unknown: int = 0) -> None:
         self.by = limits.by
@@ -104,8 +128,13 @@ class Groups:
                 for name, count in sorted(counts.items())
                 if name not in limits.named
             ] or [Group("other", limits.others)]
-        self.fullest = max(every, key=lambda one: one.percent)
+        self.ranked = sorted(every, key=lambda one: -one.percent)
         self.unknown = unknown
+
+    @property
+    def fullest(self) -> Group:
+        """The one that has most of its limit."""
+        return self.ranked[0]
 
     @property
     def noun(self) -> str:
@@ -115,10 +144,8 @@ class Groups:
     def describe(self) -> str:
         """`user app has 38 of 40 sessions (95 %)`, of the fullest."""
         one = self.fullest
-        return (
-            f"{self.by} {clean(one.name)} has {one.count} of {one.limit} {self.noun} "
-            f"({one.percent:.0f} %)"
-        )
+        share = f"{one.percent:.0f} %" if one.limit else "none allowed"
+        return f"{self.by} {clean(one.name)} has {one.count} of {one.limit} {self.noun} ({share})"
 
     def note(self) -> "Optional[str]":
         """What qualifies the numbers."""
@@ -163,7 +190,8 @@ def parse_group_limit(text: str) -> "tuple[str, int]":
     name, equals, number = text.rpartition("=")
     if not equals or not name:
         raise ValueError(f"'{text}' is not NAME=N, such as app=40")
-    return opts.parse_name(name), opts.parse_count(number)
+    # 0 is a CONNECTION LIMIT, too: nobody may connect.
+    return opts.parse_name(name), 0 if number == "0" else opts.parse_count(number)
 
 
 def add_group_options(parser: opts.Parser) -> None:
@@ -177,16 +205,18 @@ def add_group_options(parser: opts.Parser) -> None:
         "--group-limit", metavar="NAME=N", type=opts.argument(parse_group_limit), action="append",
         default=[],
         help="the sessions that a user or a database may have (its CONNECTION LIMIT, or a pool's "
-        "size), or the connections of a peer, an address or a network; repeatable; '*'=N: each "
-        "group that is not named",
+        "size; 0: none), or the connections of a peer, an address or a network; repeatable; "
+        "'*'=N: each group that is not named",
     )  # fmt: skip
 
 
 def chosen_groups(options: "Namespace") -> "Optional[GroupLimits]":
     """The groups that the options name; None without. Raises UsageError."""
     if options.by is None:
-        if options.group_limit:
-            raise UsageError("--group-limit needs --by user, --by database or --by peer")
+        given = options.given_thresholds.get("fullest_group")
+        if options.group_limit or given:
+            one = "--group-limit" if options.group_limit else given[0]
+            raise UsageError(f"{one} needs --by user, --by database or --by peer")
         return None
     if not options.group_limit:
         raise UsageError(f"--by {options.by} needs --group-limit NAME=N, once at least")

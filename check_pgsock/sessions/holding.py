@@ -42,11 +42,12 @@ class Holding:
 
 
 def find_workers(
-    view: "View", leg: "Leg", held: "list[Connection]", listeners: "list[Listener]"
-) -> Holding:
+    view: "View", leg: "Leg", held: "list[Connection]", listeners: "list[Listener]",
+    unproven: "Optional[str]" = None,
+) -> Holding:  # fmt: skip
     """The workers that have the connections `held`, all of `leg`, whose listeners on this host are
     `listeners`; on the server leg of PostgreSQL its clients. Raises PgsockError where nothing
-    tells who they are.
+    tells who they are; `unproven` is why it is not known whether it is one of PostgreSQL.
     """
     if not held:
         return Holding([], 0)
@@ -69,6 +70,11 @@ def find_workers(
         else "run the check as root, as the user of these processes, or with CAP_SYS_PTRACE and "
         "CAP_DAC_READ_SEARCH"
     )
+    if unproven is not None:
+        raise PgsockError(
+            f"which processes hold the {plural(len(held), 'connection')} {leg.describe()} cannot "
+            f"be seen, and {unproven}: {remedy}"
+        )
     raise PgsockError(
         f"which processes hold the {plural(len(held), 'connection')} {leg.describe()} cannot be "
         f"seen, nor do cgroups tell like ones apart: {remedy}"

@@ -8,6 +8,7 @@ done anything since an earlier run saw it so.
 from collections import namedtuple
 
 from check_pgsock.sessions.activity import (
+    BY_TITLE,
     CLIENT_NOT_READING,
     SUSPECTED_DEAD_PEER,
     UNKNOWN,
@@ -43,12 +44,12 @@ class Leaks:
     """What nobody uses, each connection once, and what cannot be judged.
 
     Of `unknown` nothing tells whether they are idle, of `untimed` for how long; `told` is how many
-    sessions and dead peers are judged. `is_titled`: the title of some session, at least, tells
-    whether it is in a transaction.
+    sessions and dead peers are judged. Of `untitled` no title tells whether they are in a
+    transaction, if they are idle, which most are, too, in one of the other lists or in none.
     """
 
     __slots__ = (
-        "dead_peers", "idle_in_transaction", "is_titled", "silent", "told", "unknown", "untimed",
+        "dead_peers", "idle_in_transaction", "silent", "told", "unknown", "untimed", "untitled",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -57,8 +58,8 @@ class Leaks:
         self.dead_peers: list[Leak] = []
         self.unknown: list[Connection] = []
         self.untimed: list[Connection] = []
+        self.untitled: list[Connection] = []
         self.told = 0
-        self.is_titled = False
 
     @property
     def others(self) -> int:
@@ -104,12 +105,13 @@ def find_leaks(
     found = Leaks()
     for one in connections:
         activity, seconds = one["activity"], one["idle_seconds"]
-        found.is_titled = found.is_titled or one["backend_pid"] is not None
         if activity == SUSPECTED_DEAD_PEER:
             found.dead_peers.append(Leak(one, seconds, True))
         found.told += activity in (SUSPECTED_DEAD_PEER, ACTIVE, WAITING, CLIENT_NOT_READING)
         if activity not in (IDLE, IDLE_IN_TRANSACTION, UNKNOWN):
             continue
+        if activity != IDLE_IN_TRANSACTION and one["activity_known_by"] != BY_TITLE:
+            found.untitled.append(one)
         bound = in_transaction_for if activity == IDLE_IN_TRANSACTION else idle_for
         if seconds is None:
             if _is_younger(one, min(bound, in_transaction_for) if activity == UNKNOWN else bound):
@@ -127,6 +129,25 @@ def find_leaks(
             leaked = found.idle_in_transaction if activity == IDLE_IN_TRANSACTION else found.silent
             leaked.append(Leak(one, seconds, activity != UNKNOWN))
     return found
+
+
+def count_possible(
+    found: Leaks, stateful: "Iterable[Connection]", idle_for: float, in_transaction_for: float
+) -> "tuple[int, int]":
+    """(of the connections whose title does not tell it how many may be idle in transaction for
+    longer than this, how many of these are silent). Only `stateful` ones may be: those of a
+    server, not of a pooler or of one on another host, where nothing ever tells it.
+    """
+    known = {id(one) for one in stateful}
+    possible = silent = 0
+    for one in found.untitled:
+        seconds = one["idle_seconds"]
+        if id(one) not in known or _is_younger(one, in_transaction_for):
+            continue
+        if seconds is None or seconds > in_transaction_for:
+            possible += 1
+            silent += seconds is not None and seconds > idle_for
+    return possible, silent
 
 
 def _is_younger(one: "Connection", seconds: float) -> bool:

@@ -11,7 +11,10 @@ come on top of the pool's usual size, and stay, though nobody uses them. Usual i
   what is always there belongs to it. A sample of an empty pool does not count: its application was
   not running, and comes back.
 
-What has stayed for nine tenths of the time kept is usual, too: history tells growth alone.
+What has stayed for nine tenths of the time kept is usual, too: history tells growth alone. Nor does
+it tell why a pool grew: one that was enlarged on purpose, and whose connections are hardly used, is
+larger than usual until it has been so for nine tenths of a week. No rule on the connections' ages
+would be sound: an application that leaks is restarted, too, and leaks on.
 """
 
 from collections import namedtuple

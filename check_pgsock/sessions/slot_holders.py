@@ -13,9 +13,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from check_pgsock.servers.leg_owner import Target
     from check_pgsock.sessions.connections import Connection
-    from check_pgsock.sessions.groups import GroupLimits
+    from check_pgsock.sessions.groups import Group, GroupLimits
     from check_pgsock.sessions.slots import Slots
     from check_pgsock.view import View
+
+_GROUPS = 4  # lines that name groups; the others say who belongs to the fullest
 
 
 def slot_lines(view: "View", target: "Target", slots: "Slots") -> "list[str]":
@@ -25,10 +27,24 @@ def slot_lines(view: "View", target: "Target", slots: "Slots") -> "list[str]":
 
 def group_lines(
     view: "View", leg: Leg, target: "Target | None", slots: "Slots | None",
-    limits: "GroupLimits", name: str,
+    limits: "GroupLimits", full: "list[Group]",
 ) -> "list[str]":  # fmt: skip
-    """Lines on who belongs to a group: by peer of `leg`, else of the slots. Raises SourceError."""
-    noun = f"of {limits.by} {clean(name)}"
+    """Lines on groups that are too `full`, the fullest first, and on who belongs to that one: by
+    peer of `leg`, else of the slots. Raises SourceError.
+    """
+    lines = [f"{limits.by} {clean(one.name)}: {one.count} of {one.limit}" for one in full[:_GROUPS]]
+    if len(full) > _GROUPS:
+        lines.append(f"{len(full) - _GROUPS} more {limits.by}s")
+    noun = f"of {limits.by} {clean(full[0].name)}"
+    own = f"{limits.by} {clean(full[0].name)}: "
+    held = _hold(view, leg, target, slots, limits, full[0].name, noun)
+    return lines + [one for one in held if not one.startswith(own)]
+
+
+def _hold(
+    view: "View", leg: Leg, target: "Target | None", slots: "Slots | None",
+    limits: "GroupLimits", name: str, noun: str,
+) -> "list[str]":  # fmt: skip
     if limits.by == PEER:
         found = survey(view, leg, state_mask(ESTABLISHED)).connections
         peers = {one["peer_address"] for one in found}

@@ -36,15 +36,17 @@ _SENDER = "walsender "
 class Slots:
     """`holders` are the processes that hold a slot, by process id; `attributed` are those of others
     whose title does not tell what they are, which hold one by their connection, and `untold` those
-    that may hold one. `senders` are the remote ends of the walsenders over TCP.
+    that may hold one; of these `resting` are walsenders at rest, or sessions of a user of that
+    name. `senders` are the remote ends of both kinds of walsenders over TCP.
     """
 
-    __slots__ = ("attributed", "holders", "senders", "untold")
+    __slots__ = ("attributed", "holders", "resting", "senders", "untold")
 
     def __init__(self, holders: "Mapping[int, Title]", senders: "set[Peer]") -> None:
         self.holders = holders
         self.senders = senders
         self.attributed = 0
+        self.resting = 0
         self.untold = 0
 
     @property
@@ -56,10 +58,19 @@ class Slots:
         """What qualifies the number."""
         if not self.untold:
             return None
-        return (
-            f"a lower bound of the connection slots: of {self.untold} of the server's processes "
-            "the title does not tell whether it holds one"
-        )
+        reasons = []
+        if self.untold > self.resting:
+            reasons.append(
+                f"of {self.untold - self.resting} of the server's processes the title does not "
+                "tell whether it holds one"
+            )
+        if self.resting:
+            reasons.append(
+                f"{self.resting} of the server's processes count neither as slots nor as "
+                "established, since by the title they are walsenders at rest; sessions of a user "
+                "named walsender, which hold slots, have the same title"
+            )
+        return f"a lower bound of the connection slots: {'; '.join(reasons)}"
 
 
 def read_slots(view: "View", cluster: "Cluster", target: "Target") -> Slots:
@@ -121,17 +132,19 @@ def count_slots(
     matched = match_peers(titles, peers)
     holders = {pid: one for pid, one in titles.items() if one.kind == CLIENT_BACKEND}
     doubtful = {pid for pid, one in titles.items() if one.kind == UNKNOWN}
-    senders = doubtful.intersection(senders)
-    senders |= {pid for pid, one in titles.items() if one.kind == WALSENDER}
+    resting = doubtful.intersection(senders)
+    senders = resting | {pid for pid, one in titles.items() if one.kind == WALSENDER}
     found = Slots(holders, {peer for peer, pid in matched.items() if pid in senders})
     if connected is not None:
         found.attributed = sum(connected.get(pid) is True for pid in doubtful - senders)
         found.untold = sum(connected.get(pid) is not False for pid in doubtful) - found.attributed
+        found.resting = sum(connected.get(pid) is not False for pid in resting)
     elif doubtful:
         untitled = sum(one.kind == UNTITLED for one in titles.values())
         left = sum(matched.get(peer) not in holders for peer in peers) - untitled - len(senders)
         found.attributed = min(max(left, 0), len(doubtful - senders))
         found.untold = len(doubtful) - found.attributed
+        found.resting = len(resting)
     return found
 
 

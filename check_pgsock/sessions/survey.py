@@ -13,6 +13,7 @@ from check_pgsock.sessions import connections
 from check_pgsock.sessions.ages import DEFAULT_INTERVAL, confirm_setting, prove_period
 from check_pgsock.sessions.backends import Backends
 from check_pgsock.sessions.connections import CLIENT, SERVER, Connection, Holder
+from check_pgsock.sessions.surveyed import Survey
 from check_pgsock.sockets.model import CLOSE, ESTABLISHED, LISTEN, TIME_WAIT, Query
 from check_pgsock.sockets.unix_sockets import UnixSocket
 from check_pgsock.text import plural
@@ -32,17 +33,6 @@ if TYPE_CHECKING:
 
 # All but listeners, what is left of closed connections, and what was never connected.
 CONNECTED = 0x1FFE & ~(1 << LISTEN | 1 << TIME_WAIT | 1 << CLOSE)
-
-
-class Survey:
-    """The connections of a leg, and what is to be said about how they were found."""
-
-    __slots__ = ("connections", "notes", "read_at")
-
-    def __init__(self, read_at: float) -> None:
-        self.connections: list[Connection] = []
-        self.read_at = read_at  # the ages are those of this time, in seconds since 1970
-        self.notes: list[str] = []
 
 
 def survey(view: "View", leg: Leg, states: int = CONNECTED, unix: bool = False) -> Survey:
@@ -79,6 +69,7 @@ def add_unix_socket(view: "View", path: str, found: Survey) -> None:
     with suppress(LimitUnknown):
         cluster, _ = find_owner(view, f"socket {path}", endpoint.listeners)
         backends = Backends(table, cluster, (), now)
+    found.add_server(endpoint.listeners, backends is not None)
     peers = view.reader.unix_peers(endpoint.sessions)
     ends = [*peers.values(), *(endpoint.sessions if backends is None else [])]
     uids = {one.uid for one in ends if one.uid is not None}
@@ -88,7 +79,7 @@ def add_unix_socket(view: "View", path: str, found: Survey) -> None:
         peer = peers.get(one.peer_inode or 0)
         client = None if peer is None else holders.get(peer.inode)
         row = connections.of_unix_socket(one, backend, peer, holders.get(one.inode), client)
-        found.connections.append(row)
+        found.add(row, backends is not None)
 
 
 class _Server:
@@ -96,9 +87,12 @@ class _Server:
     PostgreSQL server's.
     """
 
-    __slots__ = ("backends", "sockets")
+    __slots__ = ("backends", "listeners", "sockets")
 
-    def __init__(self, sockets: "list[Socket]", backends: "Optional[Backends]") -> None:
+    def __init__(
+        self, listeners: "list[Listener]", sockets: "list[Socket]", backends: "Optional[Backends]"
+    ) -> None:
+        self.listeners = listeners
         self.sockets = sockets
         self.backends = backends
 
@@ -120,13 +114,18 @@ class _Place:
         accepts = leg.filter
         for server in self._find_servers(port):
             backends = server.backends
+            listeners = leg.listeners(server.listeners)
+            if listeners:
+                self._found.add_server(listeners, backends is not None)
             wanted = [
                 one
                 for one in server.sockets
                 if states >> one.state & 1
                 and (accepts is None or accepts(one.local_address, one.remote_address))
             ]
-            of = {} if backends is None else {one: backends.of_socket(one) for one in wanted}
+            of: dict[Socket, Optional[Backend]] = {}
+            if backends is not None:
+                of = {one: backends.of_socket(one) for one in server.sockets}
             rest = [one for one in wanted if of.get(one) is None]
             # The other ends of those that come from this host.
             ends = {
@@ -147,23 +146,24 @@ class _Place:
                     row["peer_uid"] = end.uid
                 if peer is not None:
                     row["peer_pid"], row["peer_process"] = peer.pid, peer.command
-                self._append(row)
+                self._append(row, None if not server.listeners else backends is not None)
             if unix and backends is not None and accepts is None:
                 for each in backends.local():
                     self._add_local(None, each)
-                self._add_untold(backends, {one.pid for one in of.values() if one is not None})
+                self._add_untold(backends, of)
 
     def _add_local(self, one: "Optional[UnixSocket]", backend: "Backend") -> None:
         """Add a session over a Unix socket, once."""
         if backend.pid not in self._local:
             self._local.add(backend.pid)
-            self._append(connections.of_unix_socket(one, backend))
+            self._append(connections.of_unix_socket(one, backend), True)
 
-    def _add_untold(self, backends: Backends, known: "set[int]") -> None:
+    def _add_untold(self, backends: Backends, of: "Mapping[Socket, Optional[Backend]]") -> None:
         """Add the sessions over Unix sockets of backends whose titles do not tell that they are:
-        by their descriptors, or else say how many backends there are. `known` are those of TCP
-        connections.
+        by their descriptors, or else say how many there may be. `of` are the backends that are
+        known of the server's TCP connections; each other one of these has one, too.
         """
+        known = {one.pid for one in of.values() if one is not None}
         untold = [one for one in backends.untold() if one.pid not in known | self._local]
         if not untold:
             return
@@ -178,11 +178,12 @@ class _Place:
             hidden += held is None
             for inode in accepted.keys() & (held or set()):
                 self._add_local(accepted[inode], each)
-        if hidden:
+        hidden -= sum(each is None and _was_asked_for(one) for one, each in of.items())
+        if hidden > 0:
             self._found.notes.append(
-                f"{plural(hidden, 'backend')} whose title does not tell what it is (it is cut): "
-                "its session is not shown if it is one over a Unix socket, which root and the "
-                "server's user can see"
+                f"up to {plural(hidden, 'session')} over Unix sockets are not shown: of as many "
+                "backends neither a title (it may be cut) nor a TCP connection tells what they "
+                "are, which root and the server's user can see"
             )
 
     def add_client_leg(self, leg: Leg, port: int, states: int) -> None:
@@ -191,10 +192,15 @@ class _Place:
             Query((port,), False, states, leg.filter, info=True, cgroup=True)
         )
         backends: dict[Ends, Optional[Backend]] = {}
+        proven: dict[Ends, bool] = {}
         for server in self._find_servers(port):
+            ends = {_mirrored(one): one for one in server.sockets}
+            if server.listeners and any(one[1:5] in ends for one in sockets):
+                self._found.add_server(server.listeners, server.backends is not None)
+                proven.update(dict.fromkeys(ends, server.backends is not None))
             if server.backends is not None:
-                for one in server.sockets:
-                    backends[_mirrored(one)] = server.backends.of_socket(one)
+                for end, one in ends.items():
+                    backends[end] = server.backends.of_socket(one)
         holders = self._find_holders(sockets)
         programs: dict[Optional[int], list[Socket]] = {}
         for one in sockets:
@@ -208,12 +214,12 @@ class _Place:
                 holder = holders.get(one.inode)
                 at_most = None if holder is None else holder.age
                 row = connections.of_socket(one, CLIENT, of[one], holder, period, at_most)
-                self._append(row)
+                self._append(row, proven.get(one[1:5]))
 
-    def _append(self, one: Connection) -> None:
+    def _append(self, one: Connection, is_proven: "Optional[bool]") -> None:
         if self._reader.namespace is not None:
             one["namespace"] = self._reader.namespace.name
-        self._found.connections.append(one)
+        self._found.add(one, is_proven)
 
     def _find_servers(self, port: int) -> "list[_Server]":
         """The servers that listen on `port`, each with the connections it accepted."""
@@ -225,10 +231,10 @@ class _Place:
         accepted = self._reader.sockets(Query((port,), True, CONNECTED, info=True, cgroup=True))
         bound = self._reader.listeners(port)
         if not bound:
-            return [_Server(accepted, None)]
+            return [_Server([], accepted, None)]
         whole = self._backends(port, bound, bound, accepted)
         if whole is not None or len(bound) == 1:
-            return [_Server(accepted, whole)]
+            return [_Server(bound, accepted, whole)]
         # Different servers may listen at different addresses.
         servers = []
         by_listener: dict[Optional[int], list[Socket]] = {one.inode: [] for one in bound}
@@ -238,7 +244,7 @@ class _Place:
         for inode, sockets in by_listener.items():
             listeners = [each for each in bound if each.inode == inode]
             backends = self._backends(port, listeners, bound, sockets) if listeners else None
-            servers.append(_Server(sockets, backends))
+            servers.append(_Server(listeners, sockets, backends))
         return servers
 
     def _backends(
@@ -249,11 +255,7 @@ class _Place:
             cluster, _ = find_cluster(self._view, self._reader, port, listeners, bound, accepted)
         except LimitUnknown:
             return None
-        heard = {
-            (one.remote_address, one.remote_port)
-            for one in accepted
-            if one.inode and (one.info is None or one.info.bytes_received != 0)
-        }
+        heard = {(one.remote_address, one.remote_port) for one in accepted if _was_asked_for(one)}
         return Backends(self._table, cluster, heard, self._now)
 
     def _find_period(
@@ -300,3 +302,8 @@ def find_holders(
 
 def _mirrored(one: "Socket") -> "Ends":
     return one.remote_address, one.remote_port, one.local_address, one.local_port
+
+
+def _was_asked_for(one: "Socket") -> bool:
+    """Whether there may be a session over an accepted connection: its client has sent something."""
+    return bool(one.inode) and (one.info is None or one.info.bytes_received != 0)

@@ -139,6 +139,19 @@ class NetlinkSource:
         request = partial(unix_diag.pack_request, states)
         return list(self._dump(request, unix_diag.SHORTEST, dict, consume).values())
 
+    def unix_queues(self) -> "dict[int, tuple[int, ...]]":
+        """The inodes of the clients' ends that wait on Unix listeners, by the listener's inode:
+        see unix_diag.parse_queues(). One whose clients are too many for a message, and what comes
+        after it, is left out.
+        """
+        from check_pgsock.sockets import unix_diag
+
+        def consume(found: "dict[int, tuple[int, ...]]", data: bytearray, runs: "Runs") -> None:
+            for run in runs:
+                found.update(unix_diag.parse_queues(data, run))
+
+        return self._dump(unix_diag.pack_queues_request, unix_diag.SHORTEST, dict, consume)
+
     def raw(self) -> "dict[str, bytes]":
         """Dumps of all sockets, with all that a query can ask for."""
         from check_pgsock.sockets import unix_diag

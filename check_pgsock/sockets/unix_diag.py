@@ -5,6 +5,7 @@ names. It leaves out sockets that no process holds: connections not accepted yet
 """
 
 import os
+import struct
 from struct import Struct
 
 from check_pgsock.errors import MalformedError
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 _AF_UNIX = 1
 _SHOW = 0x57  # UDIAG_SHOW_NAME, _VFS, _PEER, _RQLEN and _UID
-_NAME, _VFS, _PEER, _RQLEN, _SHUTDOWN, _UID = 0, 1, 2, 4, 6, 7
+_SHOW_ICONS = 0x08
+_NAME, _VFS, _PEER, _ICONS, _RQLEN, _SHUTDOWN, _UID = 0, 1, 2, 3, 4, 6, 7
 
 # unix_diag_req: family, protocol, padding, states, inode, show, cookie (neither read in a dump)
 _REQUEST = Struct("=BBHIIIII")
@@ -37,6 +39,26 @@ def pack_request(states: int, sequence: int) -> bytes:
     """The dump request for the sockets in these states (a mask as TCP's)."""
     body = _REQUEST.pack(_AF_UNIX, 0, 0, states, 0, _SHOW, 0, 0)
     return pack_dump_request(SOCK_DIAG_BY_FAMILY, body, sequence)
+
+
+def pack_queues_request(sequence: int) -> bytes:
+    """The dump request for who waits on listeners."""
+    body = _REQUEST.pack(_AF_UNIX, 0, 0, 1 << LISTEN, 0, _SHOW_ICONS, 0, 0)
+    return pack_dump_request(SOCK_DIAG_BY_FAMILY, body, sequence)
+
+
+def parse_queues(
+    data: "Union[bytes, bytearray]", run: "tuple[int, int, int]"
+) -> "Iterator[tuple[int, tuple[int, ...]]]":
+    """Yield the inode of each listener of one run of messages, and those of its clients' ends that
+    wait, the first one first: 0 is a client's that is gone (sk_diag_dump_icons).
+    """
+    offset, stride, number = run
+    for start in range(offset, offset + stride * number, stride):
+        inode = _MESSAGE.unpack_from(data, start + HEADER.size)[3]
+        for attribute, at, size in attributes(data, start + SHORTEST, start + stride):
+            if attribute == _ICONS:
+                yield inode, struct.unpack_from(f"={size // 4}I", data, at)
 
 
 def parse_sockets(

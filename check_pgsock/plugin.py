@@ -2,24 +2,20 @@
 
 By phase: a check module describes itself in a `CheckSpec`; `run` parses the command line, starts
 the watchdog, hands a `Run` to the check's `probe`, which acquires and measures and returns a
-`Report`; nagiosplugin's contexts and ranges judge it; `_render` prints it, perfdata always on the
-first line (nagiosplugin prints it last at -v, where NRPE cuts it off).
+`Report`; nagiosplugin's contexts and ranges judge it; `verdict.Output` prints it, perfdata always
+on the first line (nagiosplugin prints it last at -v, where NRPE cuts it off).
 
 Exit codes 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. Nothing is ever written to stderr.
 """
 
-import os
-import select
-import signal
 import sys
-import threading
 import time
 
 from check_pgsock import options as opts
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import PgsockError, UsageError
-from check_pgsock.text import clean, clip_bytes
 from check_pgsock.thresholds import Threshold
+from check_pgsock.verdict import Output, catch_sigterm, silence, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,13 +24,9 @@ if TYPE_CHECKING:
 
     Number = Union[int, float]
 
-FIRST_LINE_LIMIT = 990  # bytes; NRPE's old protocol cuts everything at 1,024
-LEAST_HEAD = 240  # bytes of the first line that perfdata never takes: state and sentence
-LONG_OUTPUT_LIMIT = 60  # lines
 WHO_LINES = 10
 NOT_JUDGED = "-"  # as `Report.judged`: no label is this, so -w and -c judge nothing
 _NO_ALERT = "~:"  # the range that nothing is outside of
-_EXIT = {"OK": 0, "WARNING": 1, "CRITICAL": 2, "UNKNOWN": 3}
 
 
 class Judged:
@@ -214,15 +206,15 @@ def add_threshold_options(parser: opts.Parser, judged: "tuple[Judged, ...]") -> 
 
 def run(spec: CheckSpec) -> "NoReturn":
     """Run the check that `spec` describes and end the process."""
-    _silence()
+    silence()
     verbose = 0
-    output = _Output(f"PGSOCK_{spec.name.upper()}")
+    output = Output(f"PGSOCK_{spec.name.upper()}")
     try:
         options = _parse(spec, sys.argv[1:])
         verbose = options.verbose
         deadline = Deadline(options.timeout)
-        ended = _catch_sigterm()
-        _start_thread(output.watch, deadline, ended)
+        ended = catch_sigterm()
+        start_thread(output.watch, deadline, ended)
         context = Run(spec, options, deadline)
         report = spec.probe(context)
         verdict = _judge(context, report)
@@ -243,34 +235,6 @@ def run(spec: CheckSpec) -> "NoReturn":
             "output of -vv"
         )
         output.end("UNKNOWN", sentence, [], _traceback(verbose, 2))
-
-
-def _silence() -> None:
-    if sys.stdout is None:
-        os._exit(3)  # closed: nobody would read the verdict
-    # libpq warns on stderr, and Icinga 2 puts stderr before the status line.
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 2)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _start_thread(target: "Callable[..., None]", *arguments: object) -> None:
-    try:
-        threading.Thread(target=target, args=arguments, daemon=True).start()
-    except RuntimeError as error:  # what Python makes of EAGAIN
-        raise OSError(str(error)) from error
-
-
-def _catch_sigterm() -> int:
-    """Return a descriptor that becomes readable with SIGTERM, whatever the main thread is in.
-
-    The handler of Python itself runs only between two steps of the main thread; the byte in the
-    pipe is written by the one of C.
-    """
-    readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
-    return readable
 
 
 def _parse(spec: CheckSpec, arguments: "list[str]") -> "Namespace":
@@ -433,60 +397,3 @@ def _traceback(verbose: int, least: int) -> "list[str]":
     import traceback
 
     return traceback.format_exc().splitlines()
-
-
-def _join(perfdata: "list[str]", most: int) -> str:
-    """The perfdata as it follows the sentence, at most so many bytes: what comes last and does not
-    fit is left out whole, since half a number is a wrong one.
-    """
-    tail = ""
-    for one in perfdata:
-        longer = f"{tail} {one}" if tail else f" | {one}"
-        if len(longer.encode()) > most:
-            break
-        tail = longer
-    return tail
-
-
-class _Output:
-    """Prints the one verdict of the process, from whichever thread comes first."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-        self._lock = threading.Lock()
-
-    def watch(self, deadline: Deadline, ended: int) -> None:
-        """Wait for the deadline or for SIGTERM, then end the process as UNKNOWN.
-
-        A thread, since no signal handler of Python runs while the main thread is inside a system
-        call or name resolution.
-        """
-        while True:
-            try:
-                if select.select([ended], [], [], deadline.remaining())[0]:
-                    self.end("UNKNOWN", f"ended by SIGTERM while {deadline.doing}", [], [])
-            except PgsockError as error:
-                self.end("UNKNOWN", str(error), [], [])
-
-    def end(
-        self, state: str, sentence: str, perfdata: "list[str]", lines: "list[str]"
-    ) -> "NoReturn":
-        """Print the verdict and end the process with its exit code."""
-        head = clean(f"{self._prefix} {state} - {sentence}", 4000)
-        most = FIRST_LINE_LIMIT - min(len(head.encode("utf-8", "replace")), LEAST_HEAD)
-        tail = _join(perfdata, most)
-        first = clip_bytes(head, FIRST_LINE_LIMIT - len(tail.encode())) + tail
-        long = [clean(line, 500) for line in lines[:LONG_OUTPUT_LIMIT]]
-        self.raw("\n".join([first, *long]) + "\n", _EXIT[state])
-
-    def raw(self, text: str, code: int) -> "NoReturn":
-        """Print `text` and end the process, without waiting for anything else in it."""
-        if not self._lock.acquire(timeout=1):
-            os._exit(3)
-        data = text.encode("utf-8", "replace")
-        try:
-            while data:
-                data = data[os.write(1, data) :]
-        except OSError:
-            code = 3  # nobody reads the verdict
-        os._exit(code)

@@ -2,10 +2,8 @@
 
 from check_pgsock.errors import SourceError
 from check_pgsock.processes import POSTGRES_COMMANDS
-from check_pgsock.servers.listener_owners import find_owners
 from check_pgsock.servers.postmaster import Census
 from check_pgsock.servers.programs import POSTGRESQL
-from check_pgsock.sessions.survey import find_holders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +21,10 @@ def may_be_postgresql(
     """
     if view.reader.saved and view.recorded is None:
         return True  # it holds no processes
+    # Not for a saved moment, which looks for no owners.
+    from check_pgsock.servers.listener_owners import find_owners
+    from check_pgsock.sessions.survey import find_holders
+
     mine: list[Listener | UnixListener] = [*leg.listeners(listeners), *unix]
     try:
         owners = find_owners(view, leg.ports, unix)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 5432
 DEFAULT_TIMEOUT = 8.0
+DEFAULT_SETTLE = 1.0
 LIVE_SOURCES = ("auto", "netlink", "procfs")
 LONGEST_TIMEOUT = 3600.0
 LONGEST_AGE = 30 * 86400.0  # what the store keeps of a service that does not run is 40 days
@@ -216,6 +217,14 @@ def add_session_options(parser: Parser) -> None:
             option, metavar="NAME", type=argument(parse_name), action="append", default=[],
             help=f"{what}, as its backend's title tells it; repeatable",
         )  # fmt: skip
+
+
+def add_settle(parser: Parser) -> None:
+    """The option of the checks that look twice, `settle` apart."""
+    parser.add_argument(
+        "--settle", metavar="SECONDS", type=argument(parse_seconds), default=DEFAULT_SETTLE,
+        help=f"time between the two looks (default: {DEFAULT_SETTLE:g})",
+    )  # fmt: skip
 
 
 def names_recording(source: str) -> bool:

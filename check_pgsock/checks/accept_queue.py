@@ -58,17 +58,12 @@ if TYPE_CHECKING:
     from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View
 
-DEFAULT_SETTLE = 1.0
 DEFAULT_OVER = 300.0
 
 
 def add_options(parser: opts.Parser) -> None:
     """The options of this check alone."""
-    parser.add_argument(
-        "--settle", metavar="SECONDS", type=opts.argument(opts.parse_seconds),
-        default=DEFAULT_SETTLE,
-        help=f"time between the two looks (default: {DEFAULT_SETTLE:g})",
-    )  # fmt: skip
+    opts.add_settle(parser)
     parser.add_argument(
         "--over", metavar="SECONDS", type=opts.argument(opts.parse_seconds), default=DEFAULT_OVER,
         help=f"listen_drops_rate is of so many last seconds (default: {DEFAULT_OVER:g})",

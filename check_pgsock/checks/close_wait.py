@@ -52,17 +52,12 @@ if TYPE_CHECKING:
     from check_pgsock.sessions.connections import Connection
     from check_pgsock.unclosed import Unclosed
 
-DEFAULT_SETTLE = 1.0
 CLIENT_GONE = "whose client is gone"
 
 
 def add_options(parser: opts.Parser) -> None:
     """The options of this check alone."""
-    parser.add_argument(
-        "--settle", metavar="SECONDS", type=opts.argument(opts.parse_seconds),
-        default=DEFAULT_SETTLE,
-        help=f"time between the two looks (default: {DEFAULT_SETTLE:g})",
-    )  # fmt: skip
+    opts.add_settle(parser)
     parser.add_argument(
         "--only-orphans", action="store_true",
         help="count only connections that a process holds, not those that the server has not "

@@ -177,14 +177,21 @@ class Servers:
         if major not in self._running:
             binaries = self._found.get(major)
             server = PostgresServer(binaries, settings={"max_connections": MAX_CONNECTIONS})
-            self._running[major] = self._stack.enter_context(server)
-            # The kernel gives out inodes by processor: what runs beside the start may leave a gap,
-            # and without one a stranger can prove whose the Unix socket is.
-            for _ in range(10):
-                if is_made_in_one_go(server):
-                    break
-                server.restart()
+            self._running[major] = made_in_one_go(self._stack.enter_context(server))
         return self._running[major]
+
+
+def made_in_one_go(server: PostgresServer) -> PostgresServer:
+    """The server, started again while its listeners have a gap between their inodes.
+
+    The kernel gives out inodes by processor: what runs beside the start may leave one, and only
+    without it a stranger can prove whose the listeners are.
+    """
+    for _ in range(10):
+        if is_made_in_one_go(server):
+            break
+        server.restart("fast")
+    return server
 
 
 def is_made_in_one_go(server: PostgresServer) -> bool:
@@ -261,7 +268,7 @@ class MakePg(Protocol):
 def make_pg(installations: Installations) -> Iterator[MakePg]:
     """Start a server of this test's own: make_pg(settings=..., arguments=..., major=...).
 
-    Without `major` it is the newest of this machine.
+    Its listeners are made in one go. Without `major` it is the newest of this machine.
     """
     with contextlib.ExitStack() as stack:
 
@@ -282,7 +289,7 @@ def make_pg(installations: Installations) -> Iterator[MakePg]:
                 hba=hba,
                 user=user,
             )
-            return stack.enter_context(server)
+            return made_in_one_go(stack.enter_context(server))
 
         yield make
 

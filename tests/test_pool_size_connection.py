@@ -89,7 +89,8 @@ def test_no_slot_left_is_critical(make_pg: MakePg, pg: PostgresServer) -> None:
     held.append(server.connect())
     refused(server.dsn(), "FATAL:  sorry, too many clients already")
     if support.has("pgbouncer"):
-        with PgBouncerServer(server, max_client_conn=1) as pooler:
+        settings = {"server_login_retry": 1}
+        with PgBouncerServer(server, max_client_conn=1, settings=settings) as pooler:
             # PgBouncer lets its client in and then finds that the server refuses.
             done = run("-d", pooler.dsn("template1"))
             assert done.code == 2

@@ -43,6 +43,9 @@ def sample(at: float, active: float = 0.0, idle: float = 0.0, **other: Any) -> S
         "active": active,
         "idle": idle,
         "session": active + idle,
+        "abandoned": 0,
+        "fatal": 0,
+        "killed": 0,
         "sessions": 1,
     }
     return Statistics(**{**values, **other})

@@ -35,29 +35,27 @@ import os
 
 from check_pgsock import options as opts
 from check_pgsock import pools
-from check_pgsock.errors import SlotsExhausted, SourceError, UsageError
+from check_pgsock.errors import SlotsExhausted, SourceError
 from check_pgsock.labels import label_of
 from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
 from check_pgsock.pools import Backends, Pool, Terms
-from check_pgsock.postgres.client import connect
 from check_pgsock.postgres.locality import find_locality
 from check_pgsock.postgres.statistics import Statistics, parse_statistics
-from check_pgsock.store import Store, make_key
-from check_pgsock.text import clean
+from check_pgsock.sql_check import (
+    add_database_options,
+    open_client,
+    read_statistics,
+    service_key,
+    validate_database_options,
+)
+from check_pgsock.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
     from typing import Any, NoReturn
 
-    from check_pgsock.postgres.client import Client
-
-EVERY_DATABASE = "all"
-MOST_NAMED = 6  # each has three labels of up to 19 characters, in a first line of 990 bytes
 KEPT = 3600.0  # seconds that samples are kept; the newest older one is kept, too
-# What names the server where the DSN does not (PostgreSQL manual, "Environment Variables").
-_ENVIRONMENT = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
 
 
 def parse_positive(text: str) -> float:
@@ -86,21 +84,7 @@ def parse_share(text: str) -> float:
 
 def add_options(parser: opts.Parser) -> None:
     """The options of this check alone."""
-    group = parser.add_argument_group("database")
-    group.add_argument(
-        "-d", "--dsn", metavar="CONNINFO", default="",
-        help="the database to connect to: a URI, key=value pairs or service=NAME, without a "
-        "password (default: what libpq's environment says)",
-    )  # fmt: skip
-    group.add_argument(
-        "--database", metavar="NAME", action="append", default=[],
-        help="judge this database's pool; repeatable; all: every one but templates "
-        "(default: the one connected to)",
-    )  # fmt: skip
-    group.add_argument(
-        "--state-key", metavar="TEXT", default="",
-        help="keep samples apart from those of services with the same --dsn and --database",
-    )  # fmt: skip
+    add_database_options(parser, "judge this database's pool")
     group = parser.add_argument_group("formula")
     group.add_argument(
         "--pool-size", metavar="N", type=opts.argument(opts.parse_count),
@@ -129,25 +113,11 @@ def add_options(parser: opts.Parser) -> None:
     )  # fmt: skip
 
 
-def validate(options: "Namespace") -> None:
-    """`all` leaves nothing to name besides, and a line of perfdata takes only so many names."""
-    if "" in options.database:
-        raise UsageError("--database is empty; name a database, or all")
-    if EVERY_DATABASE in options.database and len(set(options.database)) > 1:
-        raise UsageError("--database all takes in every database; drop the others, or all")
-    if len(set(options.database)) > MOST_NAMED:
-        raise UsageError(
-            f"--database names {len(set(options.database))} databases, of which {MOST_NAMED} fit "
-            "into a line; use all, or further services"
-        )
-
-
 def probe(run: Run) -> Report:
     """Read the statistics, put them beside the stored ones, assess each pool."""
     options = run.options
     try:
-        client = connect(options.dsn, run.spec.executable, run.deadline)
-        client.begin()
+        client = open_client(run)
     except SlotsExhausted as refused:
         return Report(str(refused), [], floor=("critical", ""))
     server = client.query("server.sql")[0]
@@ -173,7 +143,7 @@ def probe(run: Run) -> Report:
         "progress have spent so far is not in the statistics"
     )
     store = Store.open(options.state_dir, run.deadline)
-    keys = {one.oid: state_key(options, one.name) for one in databases}
+    keys = {one.oid: service_key(run, one.name) for one in databases}
     assessed = {
         one.oid: pools.assess(one, stored(store, keys[one.oid]), backends, terms)
         for one in databases
@@ -204,35 +174,6 @@ def probe(run: Run) -> Report:
     )
 
 
-def read_statistics(
-    client: "Client", server: "dict[str, Any]", names: "list[str]"
-) -> "list[Statistics]":
-    """The statistics of the databases asked for; raises SourceError where one is missing."""
-    every = names == [EVERY_DATABASE] * len(names) and bool(names)
-    wanted = list(dict.fromkeys(names or [server["database"]]))
-    rows = client.query("pool_statistics.sql", {"every": every, "names": wanted})
-    missing = [] if every else sorted(set(wanted) - {row["name"] for row in rows})
-    if missing or not rows:
-        listed = ", ".join(clean(one) for one in missing) or "besides templates"
-        raise SourceError(f"the server has no database {listed}; see to --database")
-    return [
-        Statistics(
-            name=row["name"],
-            oid=row["oid"],
-            postmaster_start=server["postmaster_start"],
-            address=server["address"],
-            port=server["port"],
-            stats_reset=row["stats_reset"],
-            taken=row["taken"],
-            active=row["active_time"] / 1000,
-            idle=row["idle_in_transaction_time"] / 1000,
-            session=row["session_time"] / 1000,
-            sessions=row["sessions"],
-        )
-        for row in rows
-    ]
-
-
 def chosen_cores(run: Run, server: "dict[str, Any]", told: "list[str]") -> float:
     """--cores, or this machine's where the server is proven to be on it."""
     if run.options.cores is not None:
@@ -246,12 +187,6 @@ def chosen_cores(run: Run, server: "dict[str, Any]", told: "list[str]") -> float
     cores = os.sysconf("SC_NPROCESSORS_ONLN")
     told.append(f"cores: {cores} of this machine; {locality.reason}")
     return float(cores)
-
-
-def state_key(options: "Namespace", database: str) -> str:
-    """What tells this service's samples of a database from another service's."""
-    environment = [os.environ.get(name, "") for name in _ENVIRONMENT]
-    return make_key("pool_size", options.state_key, options.dsn, environment, database)
 
 
 def stored(store: "Store | None", key: str) -> "list[Statistics] | None":
@@ -302,7 +237,7 @@ SPEC = CheckSpec(
     ),
     probe=probe,
     add_options=add_options,
-    validate=validate,
+    validate=validate_database_options,
     sockets=False,
 )
 

@@ -32,19 +32,20 @@ OTHER_SERVER = "other server"
 OTHER_DATABASE = "other database"
 CLOCK_STEP = "clock step"
 
-_COUNTERS = ("active", "idle", "session", "sessions")
+_COUNTERS = ("active", "idle", "session", "sessions", "abandoned", "fatal", "killed")
 _IDENTITY = ("postmaster_start", "address", "port", "oid", "stats_reset")
 
 
 class Statistics:
     """The counters of one database at one moment; times in seconds, since the epoch or spent.
 
-    `idle` is idle in transaction, `session` all time of sessions, `sessions` their number.
+    `idle` is idle in transaction, `session` all time of sessions, `sessions` their number, of
+    which so many were `abandoned` by their clients, ended by `fatal` errors or `killed`.
     """
 
     __slots__ = (
-        "active", "address", "idle", "name", "oid", "port", "postmaster_start", "session",
-        "sessions", "stats_reset", "taken",
+        "abandoned", "active", "address", "fatal", "idle", "killed", "name", "oid", "port",
+        "postmaster_start", "session", "sessions", "stats_reset", "taken",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,9 @@ class Statistics:
         idle: float,
         session: float,
         sessions: int,
+        abandoned: int,
+        fatal: int,
+        killed: int,
     ) -> None:
         self.name = name
         self.oid = oid
@@ -73,6 +77,9 @@ class Statistics:
         self.idle = idle
         self.session = session
         self.sessions = sessions
+        self.abandoned = abandoned
+        self.fatal = fatal
+        self.killed = killed
 
     def as_json(self) -> "dict[str, object]":
         """What the store keeps."""

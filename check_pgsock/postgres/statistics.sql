@@ -5,6 +5,9 @@ SELECT d.oid::int8 AS oid,
        s.idle_in_transaction_time,
        s.session_time,
        s.sessions,
+       s.sessions_abandoned,
+       s.sessions_fatal,
+       s.sessions_killed,
        extract(epoch FROM s.stats_reset)::float8 AS stats_reset,
        extract(epoch FROM clock_timestamp())::float8 AS taken
   FROM pg_database d

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
         @property
         def remote_address(self) -> bytes: ...
 
+    class Peers(Protocol):
+        """Remote addresses by a name: a network, or a host."""
+
+        text: str
+
+        def __contains__(self, packed: bytes, /) -> bool: ...
+
 
 WILDCARDS = (bytes(4), bytes(16))
 
@@ -57,8 +64,8 @@ class Leg:
         ports: "tuple[int, ...]",
         server: bool = True,
         address: "Optional[bytes]" = None,
-        peers: "tuple[Network, ...]" = (),
-        excluded_peers: "tuple[Network, ...]" = (),
+        peers: "tuple[Peers, ...]" = (),
+        excluded_peers: "tuple[Peers, ...]" = (),
         paths: "tuple[str, ...]" = (),
     ) -> None:
         self.ports = ports
@@ -78,9 +85,9 @@ class Leg:
     def _accepts(self, local: bytes, remote: bytes) -> bool:
         if self.address is not None and local != self.address:
             return False
-        if self.peers and not any(remote in network for network in self.peers):
+        if self.peers and not any(remote in one for one in self.peers):
             return False
-        return not any(remote in network for network in self.excluded_peers)
+        return not any(remote in one for one in self.excluded_peers)
 
     def query(self, *states: int, info: bool = False) -> Query:
         """The query for this leg's sockets in `states`."""
@@ -117,9 +124,9 @@ class Leg:
         if self.address is not None:
             text += f" {'at' if self.server else 'from'} {format_address(self.address)}"
         if self.peers:
-            text += f" with {', '.join(network.text for network in self.peers)}"
+            text += f" with {', '.join(one.text for one in self.peers)}"
         if self.excluded_peers:
-            text += f" without {', '.join(network.text for network in self.excluded_peers)}"
+            text += f" without {', '.join(one.text for one in self.excluded_peers)}"
         return text
 
 

@@ -1,32 +1,78 @@
-"""`--limit N|auto`: the connections that a leg's endpoint can hold, given or read."""
+"""`--limit N|auto|sql`: the connections that a leg's endpoint can hold, given or read."""
 
 from check_pgsock import options as opts
+from check_pgsock.dsn_option import add_dsn
 from check_pgsock.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Optional
+    from typing import Optional, Union
 
     from check_pgsock.legs import Leg
+    from check_pgsock.plugin import Run
     from check_pgsock.servers.limits import Limit
     from check_pgsock.sockets.model import Listener
     from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View
 
 
-def parse_limit(text: str) -> "Optional[int]":
-    """A number of slots, or None for auto."""
-    return None if text == "auto" else opts.parse_count(text)
+SQL = "sql"
+
+
+def parse_limit(text: str) -> "Union[int, str, None]":
+    """A number of slots, SQL, or None for auto."""
+    if text in ("auto", SQL):
+        return None if text == "auto" else SQL
+    return opts.parse_count(text)
 
 
 def add_limit_option(parser: opts.Parser) -> None:
-    """The option `limit`: None where it is to be read."""
-    parser.add_argument(
-        "--limit", metavar="N|auto", type=opts.argument(parse_limit), default=None,
+    """The options `limit`, None where it is to be read without a connection, and `dsn`."""
+    group = parser.add_argument_group("limit")
+    group.add_argument(
+        "--limit", metavar="N|auto|sql", type=opts.argument(parse_limit), default=None,
         help="usable slots of the endpoint (nothing is subtracted), or auto: read it from the "
-        "PostgreSQL server or the PgBouncer on this host, without a connection (default: auto)",
+        "PostgreSQL server or the PgBouncer on this host, without a connection; or sql: ask the "
+        "server that --dsn names, once an hour, and keep it in the state directory "
+        "(default: auto)",
     )  # fmt: skip
+    add_dsn(group, "with --limit sql the server to ask")
+
+
+class GivenLimit:
+    """The limit by --limit, and what is to be said of it: always (`notes`), at -v (`told`).
+
+    `usable` slots there are; None where a server has none left for the question, as `refused`
+    says, and no earlier answer is kept.
+    """
+
+    __slots__ = ("notes", "refused", "told", "usable")
+
+    def __init__(self, usable: "Optional[int]", told: "list[str]") -> None:
+        self.usable = usable
+        self.told = told
+        self.notes: list[str] = []
+        self.refused: Optional[str] = None
+
+
+def given_limit(run: "Run", view: "View") -> "Optional[GivenLimit]":
+    """The limit that --limit says, or that the server says which --dsn names; None for auto.
+
+    Raises LimitUnknown, StateError and UsageError.
+    """
+    limit = run.options.limit
+    if limit != SQL:
+        told = f"limit: {limit} usable, given by --limit"
+        return None if limit is None else GivenLimit(limit, [told])
+    if view.reader.saved:
+        raise UsageError(
+            "--limit sql asks a server as it is now, and a saved moment is of another time; name "
+            "the limit with --limit N"
+        )
+    from check_pgsock.sql_limit import find_sql_limit  # many runs ask nobody
+
+    return find_sql_limit(run)
 
 
 def name_pool_of_several(options: "Namespace") -> "Optional[str]":
@@ -42,10 +88,19 @@ def name_pool_of_several(options: "Namespace") -> "Optional[str]":
 
 
 def validate_limit(options: "Namespace") -> None:
-    """Raise UsageError where there is no limit to be read of several servers."""
-    several = None if options.limit is not None else name_pool_of_several(options)
+    """Raise UsageError where there is no limit to be read of several servers, and for a DSN that
+    nobody is asked by.
+    """
+    several = None if isinstance(options.limit, int) else name_pool_of_several(options)
     if several is not None:
         raise UsageError(f"{several} are one pool and need its size: name it with --limit N")
+    validate_dsn(options)
+
+
+def validate_dsn(options: "Namespace") -> None:
+    """Raise UsageError for a DSN that nobody is asked by."""
+    if options.dsn and options.limit != SQL:
+        raise UsageError("--dsn is asked by --limit sql alone; add that, or drop it")
 
 
 def find_limit(

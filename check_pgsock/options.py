@@ -10,6 +10,7 @@ import socket
 
 from check_pgsock import __version__
 from check_pgsock.errors import UsageError
+from check_pgsock.host_names import HostName, parse_host_name
 from check_pgsock.legs import Leg, Network
 from check_pgsock.sockets.model import fold_address
 from check_pgsock.thresholds import LOOKS_LIKE_RANGE, Threshold
@@ -17,7 +18,7 @@ from check_pgsock.thresholds import LOOKS_LIKE_RANGE, Threshold
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn, Optional
+    from typing import NoReturn, Optional, Union
 
 DEFAULT_PORT = 5432
 DEFAULT_TIMEOUT = 8.0
@@ -165,12 +166,14 @@ def add_leg_options(group: "argparse._ArgumentGroup", *legs: str) -> None:
         help="only sockets with this local address",
     )  # fmt: skip
     group.add_argument(
-        "--peer", metavar="CIDR", type=argument(parse_network), action="append", default=[],
-        help="only sockets whose remote address lies in this network; repeatable",
+        "--peer", metavar="CIDR|HOST", type=argument(parse_peer), action="append", default=[],
+        help="only sockets whose remote address lies in this network, or is one of those that the "
+        "host of this name has when the check runs; repeatable",
     )  # fmt: skip
     group.add_argument(
-        "--exclude-peer", metavar="CIDR", type=argument(parse_network), action="append", default=[],
-        help="no sockets whose remote address lies in this network; repeatable",
+        "--exclude-peer", metavar="CIDR|HOST", type=argument(parse_peer), action="append",
+        default=[],
+        help="no sockets whose remote address lies in this network, or is this host's; repeatable",
     )  # fmt: skip
 
 
@@ -275,7 +278,10 @@ def require_below_timeout(options: argparse.Namespace, name: str) -> None:
 
 
 def chosen_leg(options: argparse.Namespace, leg: "Optional[str]" = None) -> Leg:
-    """The leg that the socket options name, or the one of their endpoint that `leg` does."""
+    """The leg that the socket options name, or the one of their endpoint that `leg` does.
+
+    Names of hosts among the peers are resolved before: see host_names.resolve_peers().
+    """
     paths = tuple(dict.fromkeys(getattr(options, "socket", ())))  # an option of checks alone
     return Leg(
         tuple(dict.fromkeys(options.port)) or (() if paths else (DEFAULT_PORT,)),
@@ -394,3 +400,9 @@ def parse_network(text: str) -> Network:
     if len(folded) < len(packed) and length >= 96:
         return Network(folded, length - 96, text)
     return Network(packed, length, text)
+
+
+def parse_peer(text: str) -> "Union[Network, HostName]":
+    """A network as parse_network() takes it, or the name of a host, without asking a resolver."""
+    is_network = any(one in text for one in "/:%") or text.replace(".", "").isdigit()
+    return parse_network(text) if is_network else parse_host_name(text)

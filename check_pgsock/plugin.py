@@ -14,6 +14,7 @@ import time
 from check_pgsock import options as opts
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import PgsockError, UsageError
+from check_pgsock.host_names import describe_peers, resolve_peers
 from check_pgsock.thresholds import Threshold
 from check_pgsock.verdict import Output, catch_sigterm, silence, start_thread
 
@@ -215,6 +216,7 @@ def run(spec: CheckSpec) -> "NoReturn":
         deadline = Deadline(options.timeout)
         ended = catch_sigterm()
         start_thread(output.watch, deadline, ended)
+        resolve_peers(options, deadline)
         context = Run(spec, options, deadline)
         report = spec.probe(context)
         verdict = _judge(context, report)
@@ -381,7 +383,7 @@ def _long(run: Run, report: Report, state: str) -> "list[str]":
     if verbose:
         lines += report.told
     if verbose > 1:
-        lines += report.details
+        lines += [*describe_peers(run.options), *report.details]
         spent = run.deadline.seconds - run.deadline.remaining()
         lines.append(f"took {spent:.3f} s of {run.deadline.seconds:g} s")
     return lines

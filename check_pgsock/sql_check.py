@@ -4,8 +4,7 @@ The DSN may be a URI, key=value pairs or service=NAME; a password comes from ~/.
 file or the environment. The role needs LOGIN only for what is read here.
 """
 
-import os
-
+from check_pgsock.dsn_option import add_dsn, libpq_environment
 from check_pgsock.errors import SourceError, UsageError
 from check_pgsock.postgres.client import connect
 from check_pgsock.postgres.statistics import Statistics
@@ -14,7 +13,7 @@ from check_pgsock.text import clean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace, _ArgumentGroup
+    from argparse import Namespace
     from typing import Any
 
     from check_pgsock.options import Parser
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 EVERY_DATABASE = "all"
 MOST_NAMED = 6  # each has three labels of up to 19 characters, in a first line of 990 bytes
-# What names the server where the DSN does not (PostgreSQL manual, "Environment Variables").
-_ENVIRONMENT = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
 
 
 def add_database_options(parser: "Parser", purpose: str) -> None:
@@ -42,15 +39,6 @@ def add_database_options(parser: "Parser", purpose: str) -> None:
     )  # fmt: skip
 
 
-def add_dsn(group: "_ArgumentGroup") -> None:
-    """The option dsn."""
-    group.add_argument(
-        "-d", "--dsn", metavar="CONNINFO", default="",
-        help="the database to connect to: a URI, key=value pairs or service=NAME, without a "
-        "password (default: what libpq's environment says)",
-    )  # fmt: skip
-
-
 def validate_database_options(options: "Namespace") -> None:
     """`all` leaves nothing to name besides, and a line of perfdata takes only so many names."""
     if "" in options.database:
@@ -65,7 +53,7 @@ def validate_database_options(options: "Namespace") -> None:
 
 
 def open_client(run: "Run") -> "Client":
-    """The run's one connection, in its one transaction; raises as connect() and begin() do."""
+    """The run's one connection, in a transaction; raises as connect() and begin() do."""
     client = connect(run.options.dsn, run.spec.executable, run.deadline)
     client.begin()
     return client
@@ -78,13 +66,38 @@ def read_statistics(
 
     `server` is the row of server.sql, `names` what --database says.
     """
-    every = names == [EVERY_DATABASE] * len(names) and bool(names)
-    wanted = list(dict.fromkeys(names or [server["database"]]))
-    rows = client.query("statistics.sql", {"every": every, "names": wanted})
-    missing = [] if every else sorted(set(wanted) - {row["name"] for row in rows})
-    if missing or not rows:
-        listed = ", ".join(clean(one) for one in missing) or "besides templates"
+    every = EVERY_DATABASE in names
+    return choose_named(_read(client, server, names, every), server, names)
+
+
+def read_all_statistics(
+    client: "Client", server: "dict[str, Any]", names: "list[str]"
+) -> "list[Statistics]":
+    """The statistics of the databases asked for and of all others but templates."""
+    return _read(client, server, names, True)
+
+
+def choose_named(
+    databases: "list[Statistics]", server: "dict[str, Any]", names: "list[str]"
+) -> "list[Statistics]":
+    """Those of `databases` that are asked for; raises SourceError where one is missing."""
+    if EVERY_DATABASE in names:
+        if not databases:
+            raise SourceError("the server has no database besides templates; see to --database")
+        return databases
+    wanted = set(names or [server["database"]])
+    missing = wanted - {one.name for one in databases}
+    if missing:
+        listed = ", ".join(clean(one) for one in sorted(missing))
         raise SourceError(f"the server has no database {listed}; see to --database")
+    return [one for one in databases if one.name in wanted]
+
+
+def _read(
+    client: "Client", server: "dict[str, Any]", names: "list[str]", every: bool
+) -> "list[Statistics]":
+    wanted = [] if EVERY_DATABASE in names else names or [server["database"]]
+    rows = client.query("statistics.sql", {"every": every, "names": wanted})
     return [
         Statistics(
             name=row["name"],
@@ -109,5 +122,4 @@ def read_statistics(
 def service_key(run: "Run", *more: object) -> str:
     """What tells this service's samples (`more` besides) from those of another service."""
     options = run.options
-    environment = [os.environ.get(name, "") for name in _ENVIRONMENT]
-    return make_key(run.spec.name, options.state_key, options.dsn, environment, *more)
+    return make_key(run.spec.name, options.state_key, options.dsn, libpq_environment(), *more)

@@ -15,10 +15,11 @@ import pytest
 from rich.console import Console
 
 from check_pgsock.pgsock.lab.command import SHORT
-from check_pgsock.pgsock.lab.drill import Cell, first_telling, worst
+from check_pgsock.pgsock.lab.drill import Cell, first_telling, said_by_polling, worst
 from check_pgsock.pgsock.lab.drill_table import print_cells, verdict
 from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.matrix import matrix, parse
+from check_pgsock.pgsock.lab.polling import VISIBLE
 from check_pgsock.pgsock.lab.services import SERVICES, Run
 from tests import support
 from tests.proving import Proof
@@ -65,6 +66,22 @@ def test_the_first_of_two_telling_runs_is_the_detection(
 ) -> None:
     all_runs = runs(*states)
     assert first_telling(all_runs) == (None if expected is None else all_runs[expected])
+
+
+@pytest.mark.parametrize(
+    ("states", "begun", "expected"),
+    [
+        ((), 0, "UNKNOWN"),
+        (("UNKNOWN",), 0, "UNKNOWN"),
+        (("OK", "UNKNOWN"), 0, "OK"),
+        (("OK", "UNKNOWN"), 0.5, "UNKNOWN"),  # the answer is to what was asked before
+        (("UNKNOWN", "CRITICAL", "CRITICAL"), 0, "CRITICAL"),
+    ],
+)
+def test_polling_that_got_no_answer_missed_nothing(
+    states: tuple[str, ...], begun: float, expected: str
+) -> None:
+    assert said_by_polling(runs(*states), begun) == expected
 
 
 def test_the_matrix_is_read_by_line() -> None:
@@ -185,7 +202,7 @@ def drill(*arguments: str, major: int) -> Drill:
 
 @pytest.mark.parametrize(
     ("major", "labels"),
-    [(18, ("saturate", "churn:tls@pgbouncer")), (15, ("stall:patient", "failover"))],
+    [(18, ("undersize", "churn:reset")), (15, ("stall:patient", "failover"))],
     ids=["pg18", "pg15"],
 )
 def test_a_drill_equals_the_matrix(major: int, labels: tuple[str, ...]) -> None:
@@ -197,6 +214,8 @@ def test_a_drill_equals_the_matrix(major: int, labels: tuple[str, ...]) -> None:
         assert (row["before"], row["after"]) == ("OK", "OK")
         seen.setdefault(str(row["fault"]), {})[str(row["service"])] = row["during"]
     assert seen == {label: matrix()[label] for label in labels}
+    polled = {row["service"] for row in found.rows if row["polling"] is not None}
+    assert polled == set(VISIBLE)
 
 
 @pytest.mark.prove

@@ -92,6 +92,15 @@ def test_it_prints_endpoints_that_answer(lab: Lab) -> None:
     assert lab.about["pid"] == lab.process.pid
 
 
+def test_monitoring_reads_the_poolers_console_and_no_more(lab: Lab) -> None:
+    support.require("pgbouncer")
+    where = lab.endpoint("pgbouncer")
+    with Session.connect(where["address"], where["port"], "monitor", "pgbouncer") as session:
+        assert session.query("SHOW LISTS") != []
+        with pytest.raises(WireError, match="admin access needed"):
+            session.query("RELOAD")
+
+
 def test_a_fault_starts_and_stops_from_another_process(lab: Lab) -> None:
     done = lab.ask("start", "saturate", "--size", "50%")
     assert done == (0, "saturate: 23 sessions\n", "")

@@ -54,7 +54,7 @@ SOCKET_USAGE = [
     (["-p", "postgresql"], "argument -p/--port: 'postgresql' is no port, 1 to 65535"),
     (["--peer", "10.0.0.1/8"], "argument --peer: '10.0.0.1/8' has host bits set; did you mean "
      "10.0.0.0/8?"),
-    (["--exclude-peer", "db.example"], "argument --exclude-peer: 'db.example' is no network such "
+    (["--exclude-peer", "db:example"], "argument --exclude-peer: 'db:example' is no network such "
      "as 10.0.0.0/8 or 2001:db8::/32"),
     (["--address", "10.0.0"], "argument --address: '10.0.0' is no IPv4 or IPv6 address"),
     (["--leg", "left"], "argument --leg: invalid choice: 'left' (choose from "),

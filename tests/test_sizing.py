@@ -1,10 +1,20 @@
-"""The pool-size formula."""
+"""The formulas of the largest and the smallest pool."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from check_pgsock.sizing import busy_ratio, largest_allowed, upper_limit
+from check_pgsock.pooling.sizing import (
+    RARELY,
+    busy_ratio,
+    capacity,
+    largest_allowed,
+    smallest_sufficient,
+    upper_limit,
+    waiting_probability,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +47,7 @@ def test_busy_ratio(active: float, idle: float, ratio: float | None) -> None:
 def test_upper_limit(
     cores: float, io_limit: float | None, ratio: float, parallelism: float, limit: float | None
 ) -> None:
-    assert upper_limit(cores, io_limit, ratio, parallelism) == limit
+    assert upper_limit(capacity(cores, io_limit), ratio, parallelism) == limit
 
 
 @pytest.mark.parametrize(
@@ -65,9 +75,41 @@ def test_every_quotient_of_whole_milliseconds_stays_strictly_below() -> None:
             for idle in range(60):
                 ratio = busy_ratio(float(active), float(idle))
                 assert ratio is not None
-                limit = upper_limit(cores, None, ratio, 1)
+                limit = upper_limit(cores, ratio, 1)
                 assert limit is not None
                 thousandths = round(ratio * 1000)
                 assert abs(thousandths / 1000 - active / (active + idle)) < 0.000501
                 exact = max(-(-cores * 1000 // thousandths) - 1, 1)
                 assert largest_allowed(limit) == exact
+
+
+def erlang_c(connections: int, load: float) -> float:
+    """The textbook's form."""
+    full = load**connections / math.factorial(connections) * connections / (connections - load)
+    return full / (sum(load**k / math.factorial(k) for k in range(connections)) + full)
+
+
+@pytest.mark.parametrize(
+    ("connections", "load"), [(1, 0.5), (2, 1.0), (3, 2.0), (15, 10.0), (26, 10.0), (100, 80.0)]
+)
+def test_waiting_probability(connections: int, load: float) -> None:
+    assert waiting_probability(connections, load) == pytest.approx(erlang_c(connections, load))
+
+
+def test_waiting_for_ever() -> None:
+    assert waiting_probability(2, 2.0) == 1
+    assert waiting_probability(1, 3.0) == 1
+    assert waiting_probability(1, 0.0) == 0
+
+
+@pytest.mark.parametrize("load", [0.001, 0.01, 0.3, 1, 4.2, 10, 80, 1000])
+def test_the_smallest_pool_is_the_first_that_hardly_ever_lets_wait(load: float) -> None:
+    number = smallest_sufficient(load)
+    assert number is not None
+    assert number > load
+    assert waiting_probability(number, load) <= RARELY
+    assert number == 1 or waiting_probability(number - 1, load) > RARELY
+
+
+def test_no_server_holds_a_pool_for_everything() -> None:
+    assert smallest_sufficient(1e6) is None

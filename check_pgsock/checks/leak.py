@@ -19,7 +19,8 @@ and that is said.
 
 The default thresholds are of the limit. Where no --limit is given and none can be read (a server on
 another host, several endpoints, rights that do not suffice) silent connections are judged with
---keep alone, and the defaults are absolute: `-w 5 -c 20`.
+--keep alone, and the defaults are absolute: `-w 5 -c 20`. A server on another host can be asked:
+--limit sql, as check_pgsock_saturation does.
 
 Idle in transaction is told from idle by the titles of a PostgreSQL server's processes: on its own
 host. Elsewhere (PgBouncer's port, a client leg to another host) all idle connections count as
@@ -37,11 +38,14 @@ from check_pgsock.leak_doubts import UNTITLED, count_beyond, refuse_blind, refus
 from check_pgsock.leak_state import Past
 from check_pgsock.legs import Leg
 from check_pgsock.limit_option import (
+    SQL,
     add_limit_option,
     describe_limit,
     find_limit,
+    given_limit,
     limit_notes,
     name_pool_of_several,
+    validate_dsn,
 )
 from check_pgsock.plugin import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
@@ -176,18 +180,23 @@ def chosen_limit(
     notes: "list[str]", told: "list[str]",
 ) -> "tuple[Optional[int], str]":  # fmt: skip
     """(--limit or what is read, why there is none): a limit that is not known is no error, unless
-    a threshold is a share of it: then this raises LimitUnknown.
+    it was to be asked for, or a threshold is a share of it: then this raises LimitUnknown.
     """
-    if run.options.limit is not None:
-        told.append(f"limit: {run.options.limit} usable, given by --limit")
-        return run.options.limit, ""
+    endpoint = leg.describe().partition(" ")[2]
     try:
         several = name_pool_of_several(run.options)
-        if several is not None:
-            raise unknown(leg.describe().partition(" ")[2], f"{several} are one pool")
+        if several is not None and not isinstance(run.options.limit, int):
+            raise unknown(endpoint, f"{several} are one pool")
+        given = given_limit(run, view)
+        if given is not None:
+            if given.usable is None:
+                raise unknown(endpoint, given.refused or "")
+            notes += given.notes
+            told += given.told
+            return given.usable, ""
         limit, proof, pending = find_limit(leg, view, listeners, sessions)
     except LimitUnknown as error:
-        if run.needs_base("leaked"):
+        if run.options.limit == SQL or run.needs_base("leaked"):
             raise
         return None, error.why or str(error)
     notes += limit_notes(limit, pending)
@@ -274,6 +283,7 @@ SPEC = CheckSpec(
     ),
     probe=probe,
     add_options=add_options,
+    validate=validate_dsn,
 )
 
 

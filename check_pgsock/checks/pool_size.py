@@ -1,61 +1,69 @@
-"""Pool size: a pool larger than the server's own statistics allow.
+"""Pool size: what a pool may be, by the server's own statistics; alerts on one that is larger.
 
     connections < min(cores, I/O limit) / (busy ratio * parallelism)
 
-The busy ratio is the time sessions executed statements over that time and the time they were
-idle in a transaction, from pg_stat_database (PostgreSQL 14 and later), per database, in
-thousandths, over the window since the newest run at least --min-window ago. The largest allowed
-pool is the greatest whole number below the limit, and 1 at least; more connections than that only
-contend for the cores. A busy ratio of 0 (transactions, in which nothing executed) sets no limit.
+The busy ratio is the time sessions executed statements over that time and the time they were idle
+in a transaction, from pg_stat_database (PostgreSQL 14 and later), per database, in thousandths. The
+largest allowed pool is the greatest whole number below the limit, and 1 at least; more connections
+than that only contend for the cores. A ratio of 0 sets no limit. The smallest is the pool in which
+a client waits for a connection with a probability of at most 1 % (Erlang C), at the highest load
+from one run to a next within a day. With session pooling (--pool-mode) a client holds its
+connection until it leaves: the ratio is that of whole sessions, and the smallest pool is the
+highest number of sessions at a time.
 
-Until a run is so long ago (a retry keeps the evidence of the first run), after a restart, a reset
-or a fail-over, and without a state directory, the window is all that the statistics hold: since
-their reset, or since an unknown time where PostgreSQL names none (15 and later, never reset or
-crashed since). Of the latter there is a ratio and no average: it is judged from 60 s of
-statements and transactions on, without --min-busy and the labels busy_sessions,
-idle_in_transaction and window.
+The window begins with the newest run at least --since ago, or, while there is too little activity,
+with an earlier one, up to a day ago. Statements and transactions in progress count in it; how the
+earlier part of a transaction was divided is not known: where that matters the ratio is said to be
+unreliable. Until a run is so long ago (a retry keeps the evidence of the first run), after a
+restart, a reset or a fail-over, and without a state directory, the window is all that the
+statistics hold: since their reset, or since an unknown time where PostgreSQL names none (15 and
+later, never reset or crashed since). Of the latter there is a ratio and no average: it is judged
+from 60 s of statements and transactions on, without --min-busy and the labels busy_sessions,
+idle_in_transaction, pool_size_needed and window. Without enough activity there is nothing to judge:
+OK, without the labels of what cannot be measured.
 
-Without enough activity in the window there is nothing to judge: OK, without the labels busy_ratio
-and pool_size_limit, which cannot be measured. Statements and transactions in progress come into
-the statistics when they end: sessions that are in one for a second or more are counted and said.
-
-pool_size is --pool-size, or the client backends seen now. Of several databases the one with the
-largest pool in terms of what it may be is judged; each that is named has labels of its own.
-cores are those of this machine where the server is proven to be on it; else name them: --cores.
+pool_size is what --pool-size, PgBouncer's console (--console) or its file (--ini) says, times
+--poolers, or the client backends seen within a day where they are more or nothing is said. Of
+several databases the one with the largest pool in terms of what it may be is judged; each that is
+named has labels of its own. full_load is what all pools of the server come to, each in full use, in
+percent of what the server can run; judged where there are two or more. Cores are those that the
+postmaster may use (affinity, cpuset, CPU quota), where the server is proven to be on this machine;
+else name them: --cores. Parallelism is measured by looks at the server's sessions, ten at each run,
+added up over a day; of few it is assumed to be 1.
 
 A refused connection slot is CRITICAL, without perfdata: nothing was measured; the limit of the
 check's own role is not what others meet: UNKNOWN. The DSN may be a URI, key=value pairs or
 service=NAME; a password comes from ~/.pgpass, the service file or the environment. The role needs
-LOGIN only; with pg_read_all_stats sessions of other roles show what they are. Services that share
-DSN and database share their samples unless --state-key differs. A database that is called `all`
-is judged where it is the one connected to, without --database.
+LOGIN only; with pg_read_all_stats sessions of other roles show what they are and do. Services that
+share DSN and databases share their samples unless --state-key differs. A database that is called
+`all` is judged where it is the one connected to, without --database.
 """
 
-import os
-
 from check_pgsock import options as opts
-from check_pgsock import pools
-from check_pgsock.errors import SlotsExhausted, SourceError
+from check_pgsock.errors import SlotsExhausted
 from check_pgsock.labels import label_of
 from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
-from check_pgsock.pools import Backends, Pool, Terms
-from check_pgsock.postgres.locality import find_locality
-from check_pgsock.postgres.statistics import Statistics, parse_statistics
+from check_pgsock.pooling import pools, sizing, windows, wording
+from check_pgsock.pooling.pools import Pool, Terms
+from check_pgsock.pooling.reading import read_server
+from check_pgsock.pooling.samples import PoolStore
+from check_pgsock.pooling.sizes import add_size_options, find_sizes, validate_size_options
+from check_pgsock.pooling.windows import Sample
+from check_pgsock.postgres import parallelism
+from check_pgsock.postgres.parallelism import Looks
 from check_pgsock.sql_check import (
     add_database_options,
     open_client,
-    read_statistics,
-    service_key,
     validate_database_options,
 )
-from check_pgsock.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from argparse import Namespace
+    from typing import NoReturn, Optional
 
-KEPT = 3600.0  # seconds that samples are kept; the newest older one is kept, too
+LAST = 60.0  # seconds to the last run that is not a retry
 
 
 def parse_positive(text: str) -> float:
@@ -85,32 +93,48 @@ def parse_share(text: str) -> float:
 def add_options(parser: opts.Parser) -> None:
     """The options of this check alone."""
     add_database_options(parser, "judge this database's pool")
+    add_size_options(parser)
     group = parser.add_argument_group("formula")
     group.add_argument(
-        "--pool-size", metavar="N", type=opts.argument(opts.parse_count),
-        help="size of each pool as configured (default: the client backends seen now)",
-    )  # fmt: skip
-    group.add_argument(
         "--cores", metavar="N", type=opts.argument(parse_positive),
-        help="cores of the database server (default: this machine's, if the server is proven to "
-        "be on it)",
+        help="cores of the database server (default: those that it may use, if it is proven to be "
+        "on this machine)",
     )  # fmt: skip
     group.add_argument(
         "--io-limit", metavar="N", type=opts.argument(opts.parse_count),
         help="concurrent requests the server's storage can serve (default: cores alone limit)",
     )  # fmt: skip
     group.add_argument(
-        "--parallelism", metavar="X", type=opts.argument(parse_parallelism), default=1.0,
-        help="processes that work on a statement, on average (default: 1)",
+        "--parallelism", metavar="X", type=opts.argument(parse_parallelism),
+        help="processes that work on a statement, on average (default: as seen in looks at the "
+        "server's sessions)",
     )  # fmt: skip
     group.add_argument(
         "--min-busy", metavar="X", type=opts.argument(parse_share), default=0.1,
         help="judge only with so many sessions busy or in transaction on average (default: 0.1)",
     )  # fmt: skip
     group.add_argument(
-        "--min-window", metavar="SECONDS", type=opts.argument(opts.parse_seconds), default=60.0,
-        help="judge since a run at least so long ago, until then as on a first run (default: 60)",
+        "--since", metavar="reset|last|SECONDS", type=opts.argument(parse_since), default=LAST,
+        help="judge since the newest run so long ago (last: 60 s), or an earlier one up to a day "
+        "ago while there was too little activity, or since the statistics were reset "
+        "(default: last)",
     )  # fmt: skip
+
+
+def parse_since(text: str) -> "Optional[float]":
+    """Seconds between two runs; None: since the reset."""
+    if text in ("last", "reset"):
+        return LAST if text == "last" else None
+    seconds = opts.parse_age(text)
+    if seconds > windows.LONGEST:
+        raise ValueError(f"'{text}' is longer than a day, and runs are kept for no longer")
+    return seconds
+
+
+def validate(options: "Namespace") -> None:
+    """Raise UsageError for what contradicts itself."""
+    validate_database_options(options)
+    validate_size_options(options)
 
 
 def probe(run: Run) -> Report:
@@ -120,96 +144,121 @@ def probe(run: Run) -> Report:
         client = open_client(run)
     except SlotsExhausted as refused:
         return Report(str(refused), [], floor=("critical", ""))
-    server = client.query("server.sql")[0]
-    databases = read_statistics(client, server, options.database)
-    backends = [Backends(**row) for row in client.query("pool_backends.sql")]
-    told: list[str] = []
-    cores = chosen_cores(run, server, told)  # while our backend lives: it is the proof
-    details = [client.describe()]
+    reading = read_server(run, client)
     client.close()
-
     terms = Terms(
-        cores,
+        reading.cores,
         options.io_limit,
         options.parallelism,
         options.min_busy,
-        options.pool_size,
-        options.min_window,
+        options.since,
+        options.poolers,
     )
-    told.append(
-        f"formula: min({terms.cores:g} cores, "
-        f"{'no I/O limit' if terms.io_limit is None else f'I/O limit {terms.io_limit}'}) / "
-        f"(busy ratio * parallelism {terms.parallelism:g}); what statements and transactions in "
-        "progress have spent so far is not in the statistics"
-    )
-    store = Store.open(options.state_dir, run.deadline)
-    keys = {one.oid: service_key(run, one.name) for one in databases}
+    store = PoolStore.open(run)
+    samples = reading.samples()
+    names = {oid: one.statistics.name for oid, one in samples.items()}
+    earlier = {oid: None if store is None else store.read(name) for oid, name in names.items()}
+    elsewhere = sum_looks(samples, earlier)
+    asked = {name: oid in reading.chosen for oid, name in names.items()}
+    sizes = find_sizes(run, asked, reading.server)
     assessed = {
-        one.oid: pools.assess(one, stored(store, keys[one.oid]), backends, terms)
-        for one in databases
+        oid: pools.assess(
+            sample,
+            earlier[oid],
+            terms,
+            sizes.get(names[oid]),
+            elsewhere,
+            sizes.is_session(names[oid]),
+        )
+        for oid, sample in samples.items()
     }
-    worst = pools.find_worst(list(assessed.values()))
-    oid = next(oid for oid, pool in assessed.items() if pool is worst)
-
-    def commit() -> None:
-        if store is not None:
-            store.commit({keys[one.oid]: one.as_json() for one in databases}, run.now, KEPT)
-
-    notes = pools.describe_size(worst, terms)
-    origin = pools.describe_origin(worst.window, terms.min_window)
-    if origin:
-        notes.insert(0, origin)
-    if worst.outcome == pools.JUDGED and worst.unflushed:
-        notes.append(pools.describe_progress(worst))
-    others = [one for one in assessed.values() if one is not worst]
+    judged = {oid: pool for oid, pool in assessed.items() if oid in reading.chosen}
+    worst = pools.find_worst(list(judged.values()))
+    oid = next(oid for oid, pool in judged.items() if pool is worst)
+    others = [one for one in judged.values() if one is not worst]
+    told = [
+        *(wording.describe(one, terms) for one in others),
+        describe_formula(worst, terms),
+        *reading.told,
+        *wording.describe_workers(worst, reading.launched.get(oid)),
+    ]
+    working = [one for one in assessed.values() if one.work is not None]
+    share = pools.full_load(working, terms.capacity)
     return Report(
         headline(worst, others, terms),
-        measure(worst, list(assessed.values()), options.database),
-        notes=notes,
-        who=lambda: pools.top_backends(worst, oid, backends),
-        told=[*(pools.describe(one, terms.least_busy) for one in others), *told],
-        details=[*details, f"state: {'none' if store is None else store.path}"],
+        measure(worst, list(judged.values()), options.database, share, len(working)),
+        notes=[*describe(worst, working, terms, share), *sizes.notes, *reading.notes],
+        who=lambda: wording.top_backends(worst, reading.backends.get(oid, [])),
+        told=told,
+        details=[*reading.details, f"state: {'none' if store is None else store.path}"],
         judged=None if worst.outcome == pools.JUDGED else NOT_JUDGED,
-        commit=commit,
+        commit=None if store is None else lambda: store.commit(samples.values(), run.now),
     )
 
 
-def chosen_cores(run: Run, server: "dict[str, Any]", told: "list[str]") -> float:
-    """--cores, or this machine's where the server is proven to be on it."""
-    if run.options.cores is not None:
-        return float(run.options.cores)
-    locality = find_locality(server["backend_pid"], server["backend_start"], run.deadline)
-    if not locality.proven:
-        raise SourceError(
-            f"whether the server is on this machine is not proven ({locality.reason}); name the "
-            "server's cores with --cores"
-        )
-    cores = os.sysconf("SC_NPROCESSORS_ONLN")
-    told.append(f"cores: {cores} of this machine; {locality.reason}")
-    return float(cores)
-
-
-def stored(store: "Store | None", key: str) -> "list[Statistics] | None":
-    """The samples of earlier runs; None where nothing keeps them."""
-    if store is None:
-        return None
-    parsed = (parse_statistics(one.data) for one in store.samples(key))
-    return [one for one in parsed if one is not None]
+def sum_looks(samples: "dict[int, Sample]", earlier: "dict[int, Optional[list[Sample]]]") -> Looks:
+    """The looks at all databases, of this run and of earlier ones."""
+    return parallelism.add(
+        each.looks
+        for oid, sample in samples.items()
+        for each in [sample, *windows.find_same(sample, earlier[oid] or [])]
+        if each.looks is not None
+    )
 
 
 def headline(worst: Pool, others: "list[Pool]", terms: Terms) -> str:
-    """`pool of 60 on database app, largest allowed is 26: busy ratio 0.153 over 300 s`"""
-    sentence = pools.describe(worst, terms.least_busy)
+    """`pool app/app may be 12 to 26, it is 60: lower default_pool_size; busy ratio 0.153 ...`"""
+    sentence = wording.describe(worst, terms)
     return f"{sentence}; the worst of {len(others) + 1} databases" if others else sentence
 
 
-def measure(worst: Pool, assessed: "list[Pool]", named: "list[str]") -> "list[Metric]":
+def describe(
+    worst: Pool, working: "list[Pool]", terms: Terms, share: "Optional[float]"
+) -> "list[str]":
+    """What qualifies the numbers."""
+    notes = [
+        wording.describe_origin(worst.window, terms.since),
+        *wording.describe_size(worst, terms),
+        wording.describe_quality(worst),
+        wording.describe_unseen(worst),
+    ]
+    if share is not None and share > 100 and len(working) > 1:
+        notes.append(wording.describe_together(working, terms, share))
+    return [one for one in notes if one is not None]
+
+
+def describe_formula(worst: Pool, terms: Terms) -> str:
+    """How the largest allowed pool came about."""
+    io_limit = "no I/O limit" if terms.io_limit is None else f"I/O limit {terms.io_limit}"
+    active, idle = worst.window.counted
+    counted = sizing.busy_ratio(active, idle)
+    alone = "none" if counted is None else f"{counted:.3f}"
+    return (
+        f"formula: min({terms.cores:g} cores, {io_limit}) / (busy ratio * parallelism); "
+        f"{wording.describe_parallelism(worst)}; busy ratio of the counters alone, without "
+        f"what is in progress: {alone}"
+    )
+
+
+def measure(
+    worst: Pool,
+    judged: "list[Pool]",
+    named: "list[str]",
+    share: "Optional[float]",
+    working: int,
+) -> "list[Metric]":
     """The metrics of the worst pool, and those of each where several databases are named."""
     metrics = [Metric("pool_size", worst.size, base=worst.allowed)]
     if worst.allowed is not None:
         metrics.append(Metric("pool_size_limit", worst.allowed))
+    if worst.needed is not None:
+        metrics.append(Metric("pool_size_needed", worst.needed))
     if worst.ratio is not None:
         metrics.append(Metric("busy_ratio", worst.ratio, maximum=1))
+        metrics.append(Metric("parallelism", worst.parallelism, minimum=1))
+    if share is not None:
+        # A single pool is judged by its size.
+        metrics.append(Metric("full_load", share, "%", judged=working > 1))
     for label, average in (
         ("busy_sessions", worst.window.busy_sessions),
         ("idle_in_transaction", worst.window.in_transaction_sessions),
@@ -219,7 +268,7 @@ def measure(worst: Pool, assessed: "list[Pool]", named: "list[str]") -> "list[Me
     if worst.window.seconds is not None:
         metrics.append(Metric("window", worst.window.seconds, "s"))
     if len(set(named)) > 1:
-        for one in assessed:
+        for one in judged:
             label = label_of(one.name)
             metrics.append(Metric(f"size_{label}", one.size))
             if one.allowed is not None:
@@ -234,10 +283,11 @@ SPEC = CheckSpec(
     description=__doc__,
     judged=(
         Judged("pool_size", "connections of a pool", "100%", percent_of="the largest allowed pool"),
+        Judged("full_load", "percent of what the server can run, by all pools in full use", "100"),
     ),
     probe=probe,
     add_options=add_options,
-    validate=validate_database_options,
+    validate=validate,
     sockets=False,
 )
 

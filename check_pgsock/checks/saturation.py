@@ -7,6 +7,13 @@ pg_control, its configuration confirmed by the listener's backlog, or that backl
 the configuration file of a PgBouncer whose descriptors and file may be read; where none tells, the
 check is UNKNOWN and asks for --limit.
 
+`--limit sql` is for hosts of applications whose server is elsewhere (--leg client): the server that
+--dsn names is asked for its limit, or PgBouncer's console for max_client_conn. The answer is kept
+in the state directory, and asked for again after an hour; in between nothing is connected to. While
+there is none what is kept holds, and its age is said; a question that is refused for want of a slot
+is CRITICAL. A role with LOGIN alone may ask. The CONNECTION LIMIT of its database is said, and not
+judged. Checks with the same DSN share the answer.
+
 `established` is judged, and where the server leg is proven to be a PostgreSQL server's also
 `slots_used`: the connection slots in use, by the titles of its backends. A session holds one
 whatever it came over (TCP, any Unix socket of the server, from any network namespace) and also when
@@ -47,7 +54,7 @@ slots_used find the server of a Unix socket alone as root or as its own user; be
 
 from check_pgsock import options as opts
 from check_pgsock.errors import UsageError
-from check_pgsock.limit_option import add_limit_option, validate_limit
+from check_pgsock.limit_option import SQL, add_limit_option, given_limit, validate_limit
 from check_pgsock.occupancy import Occupancy, occupy
 from check_pgsock.plugin import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
@@ -111,17 +118,28 @@ def probe(run: Run) -> Report:
     doubts = refuse_forwarded(view, leg, tally.listeners)
     notes, told = session_notes(view, leg, sessions)
     found = Occupancy(leg, tally, sessions)
-    found.limit = run.options.limit
-    if floor is None:
+    limit = given_limit(run, view)
+    if limit is not None:
+        found.limit = limit.usable
+    is_there = floor is None
+    if is_there and (limit is None or limit.usable is not None):
         occupy(found, view, selection, groups)
     if found.not_accepted:
         found.notes.append(
             f"{plural(found.not_accepted, 'connection')} of these not accepted yet: "
             "check_pgsock_accept_queue tells whether they stay so"
         )
-    if run.options.limit is not None:
-        found.told.append(f"limit: {run.options.limit} usable, given by --limit")
-    if floor is None and found.limit is not None and "fullest_process" not in found.unknown:
+    if limit is not None:
+        found.notes += limit.notes
+        found.told += limit.told
+        if limit.refused is not None:
+            floor = "critical", limit.refused
+    if run.options.limit == SQL and not leg.server:
+        found.notes.append(
+            "the limit is the whole server's, and counted are this host's connections alone: those "
+            "of other hosts take slots, too"
+        )
+    if is_there and found.limit is not None and "fullest_process" not in found.unknown:
         given = run.options.given_thresholds.get("fullest_process", ())
         if given and not found.workers:
             found.notes.append(f"{given[0]} does not apply: one process has the port, or none does")

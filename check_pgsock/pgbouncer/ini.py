@@ -1,24 +1,31 @@
-"""PgBouncer's configuration file: which one it is, and what its section [pgbouncer] says.
+"""PgBouncer's configuration file: which one it is, and what its sections say.
 
-Authorities: pgbouncer(1), pgbouncer(5), and its parser (usual/cfparser.c in libusual).
+Authorities: pgbouncer(1), pgbouncer(5), and its parsers (usual/cfparser.c in libusual, and of
+connection strings src/loader.c).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from check_pgsock import options as opts
-from check_pgsock.errors import MalformedError
+from check_pgsock.errors import MalformedError, SourceError
 from check_pgsock.proc_files import open_plain
+from check_pgsock.text import clean
 
 DEFAULTS = {"listen_addr": "", "listen_port": "6432", "max_client_conn": "100"}
 SECTION, INCLUDE, SETTING = "section", "include", "setting"
 _MOST_BYTES = 1 << 20
 _MOST_NESTED = 10  # MAX_INCLUDE
+_LONGEST = 300  # characters of a path in a sentence
 _OPTIONS_WITH_VALUE = ("-u", "--user")
+_SETTING = re.compile(r"(?:'([^']+)'|([^=']*))\s*=\s*(.*)")
+# Neither a key nor a value may be empty.
+_PAIR = re.compile(r"([^= ]+) *= *(?:'((?:[^']|'')+)'|([^' ][^ ]*)) *")
 
 
 class Ini(NamedTuple):
@@ -27,6 +34,8 @@ class Ini(NamedTuple):
     path: str
     settings: dict[str, str]  # of [pgbouncer], with the DEFAULTS
     changed: float  # the newest modification of a file of it, seconds since the epoch
+    databases: dict[str, str]  # connection strings by alias; `*` is any other
+    users: dict[str, str]  # settings by user, in the same form
 
 
 def find_path(arguments: Sequence[str]) -> str | None:
@@ -58,10 +67,11 @@ def parse_lines(text: str, source: str) -> Iterator[tuple[str, str, str]]:
                 raise MalformedError(f"{source} line {number}: a section without ']'")
             yield SECTION, name, ""
         else:
-            name, equals, value = line.partition("=")
-            if not equals:
+            found = _SETTING.match(line)
+            if found is None:
                 raise MalformedError(f"{source} line {number}: neither a setting nor a section")
-            yield SETTING, name.strip().strip("'"), value.strip()
+            quoted, name, value = found.groups()
+            yield SETTING, name.strip() if quoted is None else quoted, value
 
 
 def names_listener(
@@ -86,12 +96,60 @@ def names_listener(
     return False
 
 
+def parse_connection_string(text: str, source: str) -> dict[str, str]:
+    """The values by key of an entry: `host=h pool_size=5 connect_query='select ''x'''`.
+
+    Raises MalformedError for what PgBouncer would refuse, quoting `source`, and nothing of the
+    text: it may hold a password.
+    """
+    values = {}
+    rest = text.strip(" ")
+    while rest:
+        found = _PAIR.match(rest)
+        if found is None:
+            raise MalformedError(f"{source} is not of the form key=value key='value'")
+        key, quoted, bare = found.groups()
+        values[key] = bare if quoted is None else quoted.replace("''", "'")
+        rest = rest[found.end() :]
+    return values
+
+
+def read_ini_at(path: str) -> Ini:
+    """Read a configuration file that is named by its path, without its process.
+
+    Raises SourceError, which names the file and the right that it needs.
+    """
+
+    def locate(found: str) -> str:
+        if found != path and not found.startswith("/"):
+            raise SourceError(
+                f"{clean(path, _LONGEST)} includes {clean(found, _LONGEST)}: relative to where "
+                "PgBouncer was started, which is not known; include it by its whole path"
+            )
+        return found
+
+    try:
+        return read_ini(path, locate)
+    except OSError as error:
+        sentence = f"{clean(str(error.filename), _LONGEST)}: {error.strerror}"
+        if isinstance(error, PermissionError):
+            sentence += (
+                ": it needs the right to read it, as root, PgBouncer's own user or a member of the "
+                "file's group"
+            )
+        raise SourceError(sentence) from None
+
+
 def read_ini(path: str, locate: Callable[[str], str]) -> Ini:
     """Read a configuration file and what it includes; `locate` says where a path in it lies.
 
     Raises OSError where a file may not be read, SourceError for one that is not as it should be.
     """
-    settings = dict(DEFAULTS)
+    sections: dict[str, dict[str, str]] = {
+        "pgbouncer": dict(DEFAULTS),
+        "databases": {},
+        "users": {},
+    }
     changed = 0.0
     section = ""  # an included file goes on in it, and leaves another behind
 
@@ -106,11 +164,11 @@ def read_ini(path: str, locate: Callable[[str], str]) -> Ini:
                 read(name, depth + 1)
             elif kind == SECTION:
                 section = name
-            elif section == "pgbouncer":
-                settings[name] = value
+            elif section in sections:
+                sections[section][name] = value
 
     read(path, 0)
-    return Ini(path, settings, changed)
+    return Ini(path, sections["pgbouncer"], changed, sections["databases"], sections["users"])
 
 
 def _read_file(path: str) -> tuple[str, float]:

@@ -157,8 +157,8 @@ def _run(options: argparse.Namespace) -> int:
         if getattr(options, name) is not None:
             conditions.append(Condition(f"{name}={_literal(getattr(options, name))}"))
     opts.validate_socket_options(options)
-    leg = opts.chosen_leg(options)
     view = open_tool_view(options)
+    leg = opts.chosen_leg(options)
     sessions = read_sessions(view.reader, leg.paths)
     if sessions.missing:
         raise PgsockError(f"{'; '.join(sessions.missing)}; name another (--socket)")

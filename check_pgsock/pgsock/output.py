@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from check_pgsock import options as opts
 from check_pgsock.deadline import Deadline
+from check_pgsock.host_names import resolve_peers
 from check_pgsock.text import clean
 from check_pgsock.view import View, open_view
 
@@ -47,9 +48,11 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
 
 
 def open_tool_view(options: argparse.Namespace) -> View:
-    """What the options of add_view_options() choose."""
+    """What the options of add_view_options() choose; peers that are host names are resolved."""
     opts.validate_view_options(options)
-    return open_view(options, Deadline(options.timeout))
+    deadline = Deadline(options.timeout)
+    resolve_peers(options, deadline)
+    return open_view(options, deadline)
 
 
 def print_json(command: str, values: Mapping[str, Any], notes: Sequence[str] = ()) -> None:

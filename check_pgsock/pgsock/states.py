@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 from check_pgsock import options as opts
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import UsageError
+from check_pgsock.host_names import resolve_peers
 from check_pgsock.legs import Leg
 from check_pgsock.pgsock.output import (
     Column,
@@ -145,8 +146,8 @@ def _parse_file(text: str) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     _validate(options)
-    legs = {name: opts.chosen_leg(options, name) for name in LEGS if options.leg in (name, "both")}
     reader = _open(options)
+    legs = {name: opts.chosen_leg(options, name) for name in LEGS if options.leg in (name, "both")}
     if options.all_ports:
         tallies = count_all(reader, legs)
         notes = ["server leg: on a port that something listens on here; client leg: all others"]
@@ -199,7 +200,9 @@ def _validate(options: argparse.Namespace) -> None:
 def _open(options: argparse.Namespace) -> AnyReader:
     if not options.files:
         return open_tool_view(options).reader
-    return SavedTables(options.files, options.byteorder or sys.byteorder, Deadline(options.timeout))
+    deadline = Deadline(options.timeout)
+    resolve_peers(options, deadline)
+    return SavedTables(options.files, options.byteorder or sys.byteorder, deadline)
 
 
 def count(reader: AnyReader, leg: Leg) -> Tally:

@@ -6,8 +6,9 @@ started when the backend says it did.
 """
 
 from check_pgsock.deadline import Deadline
+from check_pgsock.errors import SourceError
 from check_pgsock.proc_files import LiveProc
-from check_pgsock.processes import POSTGRES_COMMANDS, ProcessTable
+from check_pgsock.processes import POSTGRES_COMMANDS, Process, ProcessTable, parse_stat
 from check_pgsock.text import clean
 
 TYPE_CHECKING = False
@@ -59,3 +60,23 @@ def judge_locality(
     if apart > TOLERANCE:
         return Locality(False, f"{backend} and the process here started {apart:.1f} s apart")
     return Locality(True, f"{backend} is a postgres process here, started {apart:.3f} s apart")
+
+
+def find_postmaster(backend_pid: int, table: ProcessTable) -> Process:
+    """The postmaster of a backend that is proven to be here: its parent.
+
+    Raises SourceError where that cannot be read, or is gone: the backend has another parent then.
+    """
+    try:
+        parent = parse_stat(table.read(backend_pid, "stat") or b"")[1]
+        command, above = parse_stat(table.read(parent, "stat") or b"")
+    except (ValueError, IndexError):
+        process, command = None, ""
+    else:
+        process = table.process(parent, command, above)
+    if process is None or command not in POSTGRES_COMMANDS:
+        raise SourceError(
+            f"the postmaster of backend {backend_pid} cannot be seen here; run the check again, or "
+            "see to the mount options of /proc (hidepid)"
+        )
+    return process

@@ -1,4 +1,4 @@
--- The session statistics of the databases asked for: those named, or all but templates.
+-- The session statistics of the databases that are named and, if asked for, of all but templates.
 SELECT d.oid::int8 AS oid,
        d.datname AS name,
        s.active_time,
@@ -12,6 +12,6 @@ SELECT d.oid::int8 AS oid,
        extract(epoch FROM clock_timestamp())::float8 AS taken
   FROM pg_database d
   JOIN pg_stat_database s ON s.datid = d.oid
- WHERE CASE WHEN %(every)s THEN d.datallowconn AND NOT d.datistemplate
-            ELSE d.datname = ANY (%(names)s::name[]) END
+ WHERE (%(every)s AND d.datallowconn AND NOT d.datistemplate)
+    OR d.datname = ANY (%(names)s::name[])
  ORDER BY d.datname

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Parsers = argparse._SubParsersAction[Any]
 
 # What shows each check going to its worst state and back.
-SHORT = ("saturate", "hoard", "orphan", "stall:patient", "churn:plain", "oversize")
+SHORT = ("saturate", "hoard", "orphan", "stall:patient", "churn:reset", "oversize", "undersize")
 
 _EPILOG = """\
 Without a further command a lab starts in the foreground, prints its endpoints and runs until

@@ -122,6 +122,7 @@ def _one_fault(fault: Fault, label: str, watches: _Watches, tick: Tick) -> list[
     with contextlib.nullcontext() if label == "healthy" else fault:
         watches.observe(time.monotonic(), expected, tick)
         ending = time.monotonic()
+    watches.begin_day()
     watches.wait_until_ok(time.monotonic(), tick)
     cells = []
     for service in watches.services:
@@ -142,7 +143,7 @@ def _one_fault(fault: Fault, label: str, watches: _Watches, tick: Tick) -> list[
                 worst(during) if sum(run.started >= begun for run in during) > 1 else "",
                 settled(after),
                 None if detected is None else detected.ended - begun,
-                worst(polls) if polls else "",
+                said_by_polling(polls, begun) if service.name in VISIBLE else "",
                 None if polled is None else polled.ended - begun,
                 _telling_line(before, during, after),
             )
@@ -158,6 +159,12 @@ def settled(runs: Sequence[Run]) -> str:
     if len(states) < 2:
         return ""
     return next((state for state in reversed(states) if state != "OK"), "OK")
+
+
+def said_by_polling(polls: Sequence[Run], begun: float) -> str:
+    """Their worst state; UNKNOWN where none that was sent during the fault was answered."""
+    answered = any(run.state != "UNKNOWN" for run in polls if run.started >= begun)
+    return worst(polls) if answered else "UNKNOWN"
 
 
 def _telling_line(before: Sequence[Run], during: Sequence[Run], after: Sequence[Run]) -> str:
@@ -190,6 +197,7 @@ class _Watches:
         self.services = services
         self.runs: dict[str, list[Run]] = {service.name: [] for service in services}
         self.polls: dict[str, list[Run]] = {name: [] for name in VISIBLE}
+        self._day = 0
         self._ending = threading.Event()
         self._failures: list[PgsockError] = []
         self._threads = [
@@ -221,6 +229,12 @@ class _Watches:
             [run for run in all_runs if begun < run.ended <= ending],
             [run for run in all_runs if run.started > ending],
         )
+
+    def begin_day(self) -> None:
+        """From now on checks remember nothing that they remember for a day: of this fault the
+        next one is to know nothing.
+        """
+        self._day += 1
 
     def observe(self, there: float, expected: dict[str, str], tick: Tick) -> None:
         """Wait until every service had its runs and said what is expected, or for long enough."""
@@ -257,7 +271,7 @@ class _Watches:
         return [run for run in list(self.runs[name]) if run.started >= since]
 
     def _run_once(self, service: Service, lab: Lab) -> Callable[[], None]:
-        return lambda: self.runs[service.name].append(run_service(service, lab))
+        return lambda: self.runs[service.name].append(run_service(service, lab, self._day))
 
     def _poll_once(self, poller: Poller) -> None:
         for name, run in poller.poll().items():

@@ -23,7 +23,8 @@ from check_pgsock.text import clean
 
 PREFIX = "pgsock-lab-"
 DATABASE = "app"
-# The role of applications, and that of monitoring (pg_read_all_stats); neither is a superuser.
+# The role of applications, and that of monitoring (pg_read_all_stats; of PgBouncer's stats_users);
+# neither is a superuser.
 APPLICATION = "app"
 MONITOR = "monitor"
 # PostgreSQL's default, stated so that it is the same on every version.
@@ -160,6 +161,7 @@ class Lab:
         # With its defaults it would keep a fault's connections for 10 min, and after one failed
         # login refuse clients for 15 s: long after the fault has ended.
         settings: dict[str, str | int] = {"server_idle_timeout": 2, "server_login_retry": 1}
+        settings["stats_users"] = MONITOR
         if tls is not None:
             settings["client_tls_sslmode"] = "allow"
             settings["client_tls_key_file"], settings["client_tls_cert_file"] = map(str, tls)

@@ -14,7 +14,8 @@ from check_pgsock.pgsock.lab.lab import DATABASE, MONITOR, Lab
 from check_pgsock.pgsock.lab.services import CORES, Run
 from check_pgsock.pgsock.lab.wire import Row, Session, WireError
 
-# What it can see something of: neither a client that is gone, nor the clients of a pooler.
+# What it can see something of: neither a client that is gone, nor how a session ended, nor the
+# clients of a pooler.
 VISIBLE = ("saturation", "thrashing", "pool_size")
 
 _QUERY = """

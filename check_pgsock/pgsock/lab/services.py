@@ -10,13 +10,19 @@ from typing import NamedTuple
 
 from check_pgsock.pgsock.lab.errors import LabError
 from check_pgsock.pgsock.lab.lab import DATABASE, MAX_CLIENT_CONN, MONITOR, Lab
+from check_pgsock.pgsock.lab.server import Server
+from check_pgsock.postgres.client import CONSOLE
 
 STATES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 # Cores and seconds that the pool of the drill is judged by, whatever the machine has.
 CORES = 4
 _POOL_WINDOW = 2
+_CONNECT_TIMEOUT = 2  # seconds, libpq's least
+# Checks that ask the server, and the database that each connects to: the session of `sessions` is
+# none of those that it judges.
+_CONNECT_TO = {"pool_size": DATABASE, "pool_wait": CONSOLE, "sessions": "postgres"}
 # Checks that keep something for their next run.
-_KEEP = ("accept_queue", "pool_size")
+_KEEP = ("accept_queue", "pool_size", "pool_wait", "sessions")
 # What nobody uses for so many seconds counts as leaked in a drill, where faults last seconds.
 _UNUSED = ("--keep", "0", "--idle-for", "4", "--idle-in-transaction-for", "4", "-w", "3",
            "-c", "20")  # fmt: skip
@@ -31,16 +37,23 @@ class Service(NamedTuple):
     leg: str
     arguments: tuple[str, ...]
 
-    def command(self, lab: Lab) -> list[str]:
-        """The command line of the installed executable on this lab; raises LabError without it."""
+    def command(self, lab: Lab, day: int) -> list[str]:
+        """The command line of the installed executable on this lab; raises LabError without it.
+
+        What a check remembers for a day it remembers for this `day` of the drill.
+        """
         executable = Path(sys.executable).with_name(f"check_pgsock_{self.check}")
         if not executable.exists():
             raise LabError(f"{executable.name} is not installed beside {sys.executable}")
         server = lab.server(self.via)
-        if self.check == "pool_size":
-            where = ["--dsn", server.dsn(DATABASE, MONITOR)]
+        if self.check in _CONNECT_TO:
+            where = ["--dsn", _dsn(server, _CONNECT_TO[self.check])]
         else:
             where = ["-p", str(server.port), "--leg", self.leg]
+        if self.check == "pool_size":
+            # It judges the most client backends of a day, and by the parallel workers of one.
+            where += ["--state-key", str(day)]
+            where += ["--console", _dsn(lab.pgbouncer, CONSOLE)] if lab.pooled else []
         if self.check in _KEEP:
             where += ["--state-dir", str(_state(lab))]
         host = lab.client_host if self.leg == "client" else lab.server_host
@@ -62,7 +75,11 @@ SERVICES = (
             ("--over", "5", "--accept-wait-critical", "60")),
     Service("workers:client", "workers", "postgresql", "client", ()),
     Service("pool_size", "pool_size", "postgresql", "server",
-            ("--cores", str(CORES), "--min-window", str(_POOL_WINDOW), "-t", "6")),
+            ("--cores", str(CORES), "--since", str(_POOL_WINDOW), "-t", "12")),
+    # As above: ends of sessions are counted over a few seconds.
+    Service("sessions", "sessions", "postgresql", "server",
+            ("--database", DATABASE, "--over", "5", "--min-sessions", "20")),
+    Service("pool_wait@pgbouncer", "pool_wait", "pgbouncer", "server", ("--over", "5")),
 )  # fmt: skip
 
 
@@ -75,9 +92,11 @@ class Run(NamedTuple):
     line: str
 
 
-def run_service(service: Service, lab: Lab) -> Run:
-    """Run the check once; raises LabError when what it leaves is no service state."""
-    command = service.command(lab)
+def run_service(service: Service, lab: Lab, day: int) -> Run:
+    """Run the check once, on this `day` of the drill; raises LabError when what it leaves is no
+    service state.
+    """
+    command = service.command(lab, day)
     started = time.monotonic()
     try:
         done = subprocess.run(
@@ -98,6 +117,13 @@ def run_service(service: Service, lab: Lab) -> Run:
         said = (done.stderr or line).strip().splitlines()[-1:] or ["nothing"]
         raise LabError(f"{service.name} ended with exit code {done.returncode} and said: {said[0]}")
     return Run(started, time.monotonic(), state, line.partition(" | ")[0])
+
+
+def _dsn(server: Server, database: str) -> str:
+    """How checks connect. They give up soon: the longer two runs take on a stopped server, the more
+    polls leave a connection in CLOSE_WAIT beside them, and close_wait tells of more than a few.
+    """
+    return f"{server.dsn(database, MONITOR)} connect_timeout={_CONNECT_TIMEOUT}"
 
 
 def _state(lab: Lab) -> Path:

@@ -1,0 +1,106 @@
+"""What is said of sessions that ended, and what qualifies it; pure."""
+
+from check_pgsock.pooling import session_ends
+from check_pgsock.pooling.mode import describe_usage, find_usage
+from check_pgsock.pooling.session_ends import Ends
+from check_pgsock.postgres import statistics
+from check_pgsock.text import clean, plural, write_seconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from check_pgsock.postgres.statistics import Statistics
+
+_NEXT_RUN = {
+    session_ends.FIRST_RUN: "this run is the first",
+    statistics.RESTART: "the server started anew, or another took its place",
+    statistics.OTHER_SERVER: "another server answers than at the last run (a fail-over?)",
+    statistics.OTHER_DATABASE: "the database was made anew since the last run",
+    statistics.CLOCK_STEP: "the server's clock was set back since the last run",
+}
+NO_DIRECTORY = "there is no state directory (--state-dir) that keeps the counters of earlier runs"
+
+
+def describe(total: Ends, names: "list[str]") -> str:
+    """`6 abandoned, 0 fatal and 1 killed of 40 ended sessions on database app over 300 s`"""
+    where = f"on {plural(len(names), 'database')}"
+    if len(names) == 1:
+        where = f"on database {clean(names[0])}"
+    if not total.is_counted:
+        return f"ends of sessions {where} are judged from the next run on: {_why(total)}"
+    return f"{_tell(total)} {where} {_span(total)}"
+
+
+def _tell(ends: Ends) -> str:
+    text = f"{ends.abandoned} abandoned, {ends.fatal} fatal and {ends.killed} killed"
+    return f"{text} of {plural(ends.ended, 'ended session')}"
+
+
+def _span(ends: Ends) -> str:
+    if ends.origin == session_ends.NO_STATE:
+        return "in all that the statistics hold"
+    return f"over {write_seconds(ends.seconds)}"
+
+
+def _why(ends: Ends) -> str:
+    return _NEXT_RUN.get(ends.origin, ends.origin)
+
+
+def qualify(
+    total: Ends, each: "Mapping[str, Ends]", over: float, least: int, hidden: bool
+) -> "list[str]":
+    """What qualifies the numbers, counted over `over` seconds and judged from `least` ended
+    sessions on; `hidden`: whether other roles hide which of their sessions are none.
+    """
+    if not total.is_counted:
+        return []
+    lines = []
+    if total.origin == session_ends.NO_STATE:
+        lines.append(f"rates are not known, and shares are of all time: {NO_DIRECTORY}")
+    elif total.seconds < over:
+        lines.append(
+            f"earlier runs reach back {write_seconds(total.seconds)} of the {over:g} s of "
+            "--over: rates are a lower bound"
+        )
+    if total.began_anew:
+        lines.append(
+            "the statistics were reset, or lost in a crash, since: what came before is missing, a "
+            "lower bound"
+        )
+    if total.ended < least:
+        lines.append(
+            f"shares are not judged: {plural(total.ended, 'ended session')}, fewer than "
+            f"{least} (--min-sessions)"
+        )
+    elif hidden:
+        lines.append(
+            "the number of ended sessions may be off by some parallel workers, which other roles "
+            "hide; grant pg_read_all_stats to the role of the check"
+        )
+    if total.false_starts:
+        lines.append(
+            f"{total.false_starts} of the fatal ones failed while they started: see to CONNECT "
+            "rights, connection limits and settings of the databases, roles and clients"
+        )
+    lines += [
+        f"database {clean(name)} is counted from the next run on: {_why(one)}"
+        for name, one in each.items()
+        if not one.is_counted
+    ]
+    return lines
+
+
+def describe_each(
+    each: "Mapping[str, Ends]", databases: "Iterable[Statistics]", least: int
+) -> "list[str]":
+    """Each database in a sentence; of one alone the rest of the output says it."""
+    if len(each) == 1:
+        return []
+    lines = []
+    for one in databases:
+        ends = each[one.name]
+        if ends.is_counted:
+            usage = describe_usage(find_usage([one], ends, least), least)
+            lines.append(f"database {clean(one.name)}: {_tell(ends)} {_span(ends)}; {usage}")
+    return lines

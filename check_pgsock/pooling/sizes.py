@@ -1,0 +1,159 @@
+"""How large pools are configured: as named, by PgBouncer's console, or by its ini file."""
+
+from check_pgsock import options as opts
+from check_pgsock.errors import SourceError, UsageError
+from check_pgsock.pooling.pools import SESSION, TRANSACTION, Size
+from check_pgsock.text import clean
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Optional
+
+    from check_pgsock.options import Parser
+    from check_pgsock.pgbouncer.pool_limits import Configured, ConfiguredPools
+    from check_pgsock.plugin import Run
+
+_SOURCES = ("pool_size", "console", "ini")
+
+
+def add_size_options(parser: "Parser") -> None:
+    """The options pool_size, console, ini, poolers and pool_mode."""
+    group = parser.add_argument_group("pool")
+    group.add_argument(
+        "--pool-size", metavar="N", type=opts.argument(opts.parse_count),
+        help="size of each pool as configured (default: the most client backends seen within a "
+        "day)",
+    )  # fmt: skip
+    group.add_argument(
+        "--console", metavar="CONNINFO",
+        help="read the sizes from PgBouncer's console there, as one of its stats_users",
+    )  # fmt: skip
+    group.add_argument(
+        "--ini", metavar="FILE", type=opts.argument(_parse_file),
+        help="read the sizes from this configuration file of PgBouncer",
+    )  # fmt: skip
+    group.add_argument(
+        "--poolers", metavar="N", type=opts.argument(opts.parse_count), default=1,
+        help="poolers with pools of this size: processes (so_reuseport), hosts (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pool-mode", choices=(TRANSACTION, SESSION),
+        help="whether a client holds its connection for a transaction or until it leaves "
+        "(default: as PgBouncer says, else transaction)",
+    )  # fmt: skip
+
+
+def validate_size_options(options: "Namespace") -> None:
+    """Raise UsageError where several options say how large a pool is."""
+    named = [f"--{name.replace('_', '-')}" for name in _SOURCES if getattr(options, name)]
+    if len(named) > 1:
+        raise UsageError(f"{' and '.join(named)} all say how large a pool is; name one of them")
+
+
+def _parse_file(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"'{text}' is no file")
+    return text
+
+
+class Sizes:
+    """The configured sizes by database, which of them are of session pooling, and what is to be
+    said of those that are not known.
+    """
+
+    def __init__(
+        self,
+        sizes: "Mapping[str, Size]",
+        session: "set[str]",
+        mode: "Optional[str]",
+        notes: "Sequence[str]" = (),
+    ) -> None:
+        self._sizes = sizes
+        self._session = session
+        self._mode = mode
+        self.notes = notes
+
+    def get(self, database: str) -> "Optional[Size]":
+        """None where none is configured, or none is known."""
+        return self._sizes.get(database)
+
+    def is_session(self, database: str) -> bool:
+        """Whether clients hold their connection until they leave."""
+        return self._mode == SESSION if self._mode else database in self._session
+
+
+def find_sizes(run: "Run", databases: "Mapping[str, bool]", server: "dict[str, Any]") -> Sizes:
+    """The configured sizes of the pools of `databases`, which are true where they are asked for.
+
+    `server` is the row of server.sql. Raises SourceError where a database that is asked for has no
+    pool in a file, or none of a size, and what reading the configuration raises.
+    """
+    options = run.options
+    if options.pool_size is not None:
+        size = Size(options.pool_size, "--pool-size")
+        named = {name: size for name, asked in databases.items() if asked}
+        return Sizes(named, set(), options.pool_mode)
+    configured = _read(run)
+    if configured is None:
+        return Sizes({}, set(), options.pool_mode)
+    hosts = () if server["address"] is None else (server["address"],)
+    found = {
+        name: configured.pools_of(name, hosts=hosts, port=server["port"]) for name in databases
+    }
+    notes: list[str] = []
+    for name, asked in databases.items():
+        if not asked or found[name].size is not None:
+            continue
+        if options.console and not found[name].pools:
+            # The entry that `*` has made is dropped while nobody uses it.
+            notes.append(f"{found[name].why} now")
+            continue
+        raise SourceError(
+            f"the size of the pool of database {clean(name)} is not known: {found[name].why}; "
+            "name it with --pool-size"
+        )
+    session = {
+        name
+        for name, pools in found.items()
+        if pools.pools and all(one.is_session for one in pools.pools)
+    }
+    more = []
+    if configured.so_reuseport and options.poolers == 1:
+        more.append("so_reuseport is on: --poolers says how many processes have such pools")
+    sizes = {name: _size_of(pools, configured.source, more) for name, pools in found.items()}
+    known = {name: one for name, one in sizes.items() if one is not None}
+    return Sizes(known, session, options.pool_mode, notes)
+
+
+def _size_of(found: "ConfiguredPools", source: str, notes: "list[str]") -> "Optional[Size]":
+    if found.size is None:
+        return None
+    name = found.pools[0].name if len(found.pools) == 1 else ""
+    return Size(found.size, source, " or ".join(found.settings[:2]), name, [*found.notes, *notes])
+
+
+def _read(run: "Run") -> "Optional[Configured]":
+    """What PgBouncer's configuration says; None where none is asked for."""
+    options = run.options
+    if options.console:
+        return _ask(run)
+    if options.ini is None:
+        return None
+    from check_pgsock.pgbouncer.configured import from_ini
+    from check_pgsock.pgbouncer.ini import read_ini_at
+
+    run.deadline.doing = f"reading {options.ini}"
+    return from_ini(read_ini_at(options.ini))
+
+
+def _ask(run: "Run") -> "Configured":
+    from check_pgsock.pgbouncer.configured import from_console
+    from check_pgsock.postgres.client import connect_console
+
+    name = run.spec.executable
+    client = connect_console(run.options.console, name, run.deadline, "--console")
+    rows = [client.show(what) for what in ("DATABASES", "CONFIG", "POOLS", "USERS")]
+    client.close()
+    return from_console(*rows)

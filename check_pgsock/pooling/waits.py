@@ -1,0 +1,170 @@
+"""Which pools of a PgBouncer clients wait in, why, and what to do: in words; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from check_pgsock.pgbouncer.console import Database, Pool, User, WaitingClient
+from check_pgsock.text import clean, plural, write_seconds
+
+SESSION = "session"
+# What a server connection does by its column of SHOW POOLS, in words.
+_DOING = {
+    "sv_active": "in use",
+    "sv_idle": "idle",
+    "sv_used": "idle, to be checked",
+    "sv_tested": "being checked",
+    "sv_login": "logging in",
+    "sv_active_cancel": "canceling",
+    "sv_being_canceled": "being canceled",
+}
+_NOT_IN_USE = ("sv_idle", "sv_used", "sv_login")
+
+
+class PoolWait(NamedTuple):
+    """A pool, and for how long the first of its clients has waited."""
+
+    pool: Pool
+    seconds: float
+    is_bound: bool  # it logs in: a lower bound
+    size: int | None  # server connections that it may have, without the reserve; None: not known
+
+    @property
+    def name(self) -> str:
+        """`alias/user`, fit to print."""
+        return f"{clean(self.pool.database, 63)}/{clean(self.pool.user, 63)}"
+
+
+class Pooler(NamedTuple):
+    """What else matters of a PgBouncer."""
+
+    databases: Mapping[str, Database]
+    users: Mapping[str, User]
+    state: str  # active, paused or suspended; empty where it is not told
+    login_retry: str  # server_login_retry, seconds
+
+
+def find_waits(
+    pools: Sequence[Pool], clients: Sequence[WaitingClient], pooler: Pooler
+) -> list[PoolWait]:
+    """The pools, those first whose first client has waited longest."""
+    found = []
+    for pool in pools:
+        logins = [
+            one.waited
+            for one in clients
+            if one.logs_in and (one.database, one.user) == (pool.database, pool.user)
+        ]
+        longest = max(logins, default=0.0)
+        is_bound = bool(logins) and longest >= pool.waited
+        seconds = max(longest, pool.waited)
+        found.append(PoolWait(pool, seconds, is_bound, _size_of(pool, pooler)))
+    return sorted(found, key=lambda one: (-one.seconds, -one.pool.waiting, one.name))
+
+
+def describe(one: PoolWait) -> str:
+    """`pool app/app: 12 clients wait, the first for 3.2 s; 20 of 20 server connections in use`"""
+    used = sum(count for name, count in one.pool.servers.items() if name not in _NOT_IN_USE)
+    servers = f"{plural(used, 'server connection')} in use"
+    if one.size and used <= one.size:
+        servers = f"{used} of {plural(one.size, 'server connection')} in use"
+    waiting = one.pool.waiting
+    verb = "client waits" if waiting == 1 else "clients wait"
+    since = f"{'at least ' if one.is_bound else ''}{write_seconds(one.seconds)}"
+    return f"pool {one.name}: {waiting} {verb}, the first for {since}; {servers}"
+
+
+def describe_servers(one: PoolWait) -> str:
+    """`2 server connections: 1 in use, 1 idle`"""
+    doing = [f"{count} {_DOING[name]}" for name, count in one.pool.servers.items() if count]
+    if not doing:
+        return "no server connection"
+    return f"{plural(one.pool.connections, 'server connection')}: {', '.join(doing)}"
+
+
+def wait_lines(waits: Sequence[PoolWait], pooler: Pooler) -> list[str]:
+    """A line for each pool in which clients wait, those with most first: what its server
+    connections do, and what to do.
+    """
+    waiting = sorted((one for one in waits if one.pool.waiting), key=lambda w: -w.pool.waiting)
+    return [
+        f"{describe(one).partition(';')[0]}; {describe_servers(one)}; {advise(one, pooler)}"
+        for one in waiting
+    ]
+
+
+def advise(one: PoolWait, pooler: Pooler) -> str:
+    """Why clients of this pool wait, and what to do."""
+    database = pooler.databases.get(one.pool.database)
+    user = pooler.users.get(one.pool.user)
+    connections = one.pool.connections
+    if pooler.state in ("paused", "suspended"):
+        return f"PgBouncer is {pooler.state}: RESUME ends it"
+    if database is not None and database.paused:
+        return f"the database is paused: RESUME {clean(one.pool.database, 63)} ends it"
+    if connections == one.pool.servers["sv_login"]:
+        return (
+            "the server refuses them, cannot be reached or is slow to let in (PgBouncer's log says "
+            f"it; it tries again every {pooler.login_retry} s, server_login_retry), or all "
+            "databases are paused"
+        )
+    if one.size and connections >= one.size:
+        if one.pool.mode == SESSION:
+            return (
+                "sessions hold them until their clients leave: fewer or shorter sessions, "
+                "transaction pooling, or a larger pool_size; check_pgsock_pool_size says what it "
+                "may be"
+            )
+        return (
+            "shorter transactions, or a larger pool_size; check_pgsock_pool_size says what it may "
+            "be"
+        )
+    if database is not None and 0 < database.max_connections <= database.connections:
+        return (
+            f"{database.connections} of {database.max_connections} server connections of the "
+            "database are open: max_db_connections"
+        )
+    if user is not None and 0 < user.max_connections <= user.connections:
+        return (
+            f"{user.connections} of {user.max_connections} server connections of the user are "
+            "open: max_user_connections"
+        )
+    if one.size is None:
+        return "shorter transactions, or a larger pool"
+    return (
+        "PgBouncer opens further ones, one after the other; where they go on waiting, logins at "
+        "the server are slow or fail"
+    )
+
+
+def note_databases(pooler: Pooler, names: Sequence[str]) -> list[str]:
+    """What holds clients of databases back besides the size of a pool; of all without `names`."""
+    notes = []
+    if pooler.state in ("paused", "suspended"):
+        notes.append(f"PgBouncer is {pooler.state}: its clients wait until RESUME")
+    for name, one in sorted(pooler.databases.items()):
+        if names and name not in names:
+            continue
+        called = f"database {clean(name, 63)}"
+        if one.paused:
+            notes.append(f"{called} is paused: its clients wait until RESUME")
+        if one.disabled:
+            notes.append(f"{called} is disabled: it refuses new clients until ENABLE")
+        if 0 < one.max_clients <= one.clients:
+            notes.append(
+                f"{called} refuses more clients: {one.clients} of {one.max_clients} "
+                "(max_db_client_connections)"
+            )
+    return notes
+
+
+def _size_of(pool: Pool, pooler: Pooler) -> int | None:
+    """pool_size; not known where the user may have one of its own: SHOW USERS is not to be relied
+    on for whose it is (it repeats that of the user above).
+    """
+    user = pooler.users.get(pool.user)
+    database = pooler.databases.get(pool.database)
+    if database is None or (user is not None and user.has_pool_size):
+        return None
+    return database.pool_size

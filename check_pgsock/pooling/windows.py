@@ -1,0 +1,259 @@
+"""What one database's sessions did between two runs, from samples of its statistics; pure.
+
+The statistics are counted when a statement, or a wait in a transaction, ends, and flushed when the
+transaction does: a plain difference of two samples may miss most of a window with long statements.
+So each sample notes what the sessions had spent by then that was in none of the counters, and a
+window is the difference of the counters, plus that at its end, less that at its start.
+
+How a transaction's time before its present statement was divided is not known. What the window's
+doings leave open is in `lowest` and `highest`, the least and the greatest busy ratio.
+
+The window begins with a run of the same statistics, so long ago as is asked for; while there was
+too little activity since, with an earlier one, up to a day ago. Without such a run it is all that
+the statistics hold; its length is known only where their reset is.
+"""
+
+import math
+
+from check_pgsock.postgres import statistics
+from check_pgsock.postgres.parallelism import Looks
+from check_pgsock.postgres.statistics import Statistics, parse_statistics
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Optional
+
+# How a window came about, besides those of postgres.statistics.
+LAST_RUN = "last run"
+FIRST_RUN = "first run"
+RECENT_RUNS = "recent runs"  # none as long ago as a window between two runs has to be
+NO_STATE = "no state"
+ASKED = "asked"  # all that the statistics hold is what was asked for
+
+LONGEST = 86400.0  # seconds that a window grows to
+# Seconds between two samples that the load of is told: what is shorter tells of single statements.
+_SHORTEST_LOAD = 50.0
+
+
+class Progress:
+    """What a database's sessions have spent, in seconds of all added, that is in no counter yet.
+
+    `unsplit` was spent in transactions, executing or idle; `oldest` is the age of the oldest
+    transaction. Of `unseen` sessions nothing of it is known.
+    """
+
+    __slots__ = ("active", "idle", "oldest", "unseen", "unsplit")
+
+    def __init__(
+        self, active: float = 0.0, idle: float = 0.0, unsplit: float = 0.0, oldest: float = 0.0,
+        unseen: int = 0,
+    ) -> None:  # fmt: skip
+        self.active = active
+        self.idle = idle
+        self.unsplit = unsplit
+        self.oldest = oldest
+        self.unseen = unseen
+
+
+class Sample:
+    """One database at one moment: its counters, what is in none yet, its client backends, and the
+    looks at its statements (None: none were taken).
+    """
+
+    __slots__ = ("backends", "looks", "progress", "statistics")
+
+    def __init__(
+        self, statistics: Statistics, progress: Progress, backends: int,
+        looks: "Optional[Looks]" = None,
+    ) -> None:  # fmt: skip
+        self.statistics = statistics
+        self.progress = progress
+        self.backends = backends
+        self.looks = looks
+
+    @property
+    def taken(self) -> float:
+        """When, by the server's clock."""
+        return self.statistics.taken
+
+    def as_json(self) -> "dict[str, object]":
+        """What the store keeps."""
+        return {
+            "statistics": self.statistics.as_json(),
+            "progress": [getattr(self.progress, name) for name in Progress.__slots__],
+            "backends": self.backends,
+            "looks": None if self.looks is None else list(self.looks),
+        }
+
+
+def parse_sample(data: object) -> "Optional[Sample]":
+    """A sample of the store; None for one that another version wrote."""
+    if not isinstance(data, dict) or set(data) != set(Sample.__slots__):
+        return None
+    counters = parse_statistics(data["statistics"])
+    progress, looks = data["progress"], data["looks"]
+    if (
+        counters is None
+        or not _are_numbers(progress, len(Progress.__slots__))
+        or not _are_numbers([data["backends"]], 1)
+        or not (looks is None or _are_numbers(looks, len(Looks._fields)))
+    ):
+        return None
+    return Sample(
+        counters,
+        Progress(**dict(zip(Progress.__slots__, progress))),
+        data["backends"],
+        None if looks is None else Looks(*looks),
+    )
+
+
+def _are_numbers(data: object, count: int) -> bool:
+    return (
+        isinstance(data, list)
+        and len(data) == count
+        and all(isinstance(one, (int, float)) for one in data)
+    )
+
+
+class Window:
+    """What one database's sessions did from one moment to another, seconds of all sessions added.
+
+    `seconds` is its length; None where it is not known: then there are sums, but no averages.
+    `counted` is (active, idle) as the counters alone have it. `oldest` is the age of the oldest
+    transaction at either end, `unseen` the sessions there whose doings cannot be seen.
+    """
+
+    __slots__ = (
+        "active", "counted", "highest", "idle", "lowest", "oldest", "origin", "seconds", "unseen",
+    )  # fmt: skip
+
+    def __init__(
+        self, origin: str, seconds: "Optional[float]", before: "Optional[Sample]", after: Sample
+    ) -> None:
+        start, end = (Progress() if before is None else before.progress), after.progress
+        self.origin = origin
+        self.seconds = seconds
+        self.counted = (
+            after.statistics.active - (before.statistics.active if before else 0.0),
+            after.statistics.idle - (before.statistics.idle if before else 0.0),
+        )
+        active = self.counted[0] + end.active - start.active
+        idle = self.counted[1] + end.idle - start.idle
+        spent = max(active + idle + end.unsplit - start.unsplit, 0.0)
+        least = min(max(active - start.unsplit, 0.0), spent)
+        most = min(max(active + end.unsplit, least), spent)
+        # What is open is divided as the rest is.
+        share = max(active, 0.0) / (max(active, 0.0) + max(idle, 0.0) or 1.0)
+        self.active = min(max(share * spent, least), most)
+        self.idle = spent - self.active
+        self.lowest = least / spent if spent else 0.0
+        self.highest = most / spent if spent else 0.0
+        self.oldest = max(end.oldest, start.oldest)
+        self.unseen = max(end.unseen, start.unseen)
+
+    @property
+    def spent(self) -> float:
+        """The time of sessions in statements and transactions, down to a thousandth."""
+        return _thousandths(self.active + self.idle)
+
+    @property
+    def busy_sessions(self) -> "Optional[float]":
+        """How many sessions executed, on average, down to a thousandth."""
+        return _thousandths(self.active / self.seconds) if self.seconds else None
+
+    @property
+    def in_transaction_sessions(self) -> "Optional[float]":
+        """How many sessions were idle in a transaction, on average, down to a thousandth."""
+        return _thousandths(self.idle / self.seconds) if self.seconds else None
+
+    @property
+    def load(self) -> "Optional[float]":
+        """How many connections transactions held, on average."""
+        return (self.active + self.idle) / self.seconds if self.seconds else None
+
+
+def _thousandths(number: float) -> float:
+    """`number` rounded down, so that `at least` is true of it: as printed, and as perfdata."""
+    return math.floor(number * 1000 + 1e-6) / 1000
+
+
+def choose_window(
+    current: Sample,
+    earlier: "Optional[list[Sample]]",
+    shortest: "Optional[float]",
+    is_enough: "Callable[[Window], bool]",
+) -> Window:
+    """The window that ends with `current`.
+
+    `earlier` are stored samples in the order of their commits; None: there is no store. The
+    window begins with the newest one of the same statistics that is at least `shortest` ago
+    (None: with their beginning) and has enough activity since; where none has, with the oldest of
+    the day. Where none is so long ago it is all that the statistics hold: a retry sees what the
+    first run saw.
+    """
+    if shortest is None:
+        return _since_beginning(current, ASKED)
+    if earlier is None:
+        return _since_beginning(current, NO_STATE)
+    if not earlier:
+        return _since_beginning(current, FIRST_RUN)
+    same = find_same(current, earlier)
+    chosen = None
+    for one in same:
+        seconds = current.taken - one.taken
+        if seconds < shortest:
+            continue
+        if chosen is not None and seconds > LONGEST:
+            break
+        chosen = Window(LAST_RUN, seconds, one, current)
+        if is_enough(chosen):
+            break
+    if chosen is not None:
+        return chosen
+    if same:
+        return _since_beginning(current, RECENT_RUNS)
+    before, after = earlier[-1].statistics, current.statistics
+    why = statistics.why_new(before, after)
+    # A clock that was set back, or counters that fell with no other reset: how long ago is that?
+    other_reset = before.stats_reset != after.stats_reset
+    dated = why != statistics.CLOCK_STEP and (why != statistics.RESET or other_reset)
+    return _since_beginning(current, why, dated)
+
+
+def find_same(current: Sample, earlier: "Iterable[Sample]") -> "list[Sample]":
+    """The samples that the counters of `current` went on from, the newest first."""
+    found: list[Sample] = []
+    later = current.statistics
+    for one in reversed(list(earlier)):
+        before = one.statistics
+        if not statistics.is_same_server(before, later) or before.oid != later.oid:
+            continue  # an address that leads to several servers in turn
+        if before.taken >= later.taken or not statistics.continues(before, later):
+            break
+        found.append(one)
+        later = before
+    return found
+
+
+def highest_load(current: Sample, same: "Iterable[Sample]") -> "Optional[float]":
+    """The greatest mean number of connections that transactions held from one run to a next,
+    within a day; `same` are the samples of find_same(). None where there are no two runs.
+    """
+    highest, later = None, current
+    for one in same:
+        if current.taken - one.taken > LONGEST:
+            break
+        if later.taken - one.taken >= _SHORTEST_LOAD:
+            load = Window(LAST_RUN, later.taken - one.taken, one, later).load
+            highest = max(load or 0.0, highest or 0.0)
+            later = one
+    return highest
+
+
+def _since_beginning(current: Sample, origin: str, dated: bool = True) -> Window:
+    """Everything the statistics hold; `dated` unless their time of reset is not to be believed."""
+    reset, seconds = current.statistics.stats_reset, None
+    if dated and reset is not None and current.taken > reset:
+        seconds = current.taken - reset
+    return Window(origin, seconds, None, current)

@@ -1,0 +1,214 @@
+"""What is said of pools: the sentence that a DBA needs, and what qualifies it; pure."""
+
+from check_pgsock.pooling import pools, windows
+from check_pgsock.pooling.pools import Backends, Pool, Terms
+from check_pgsock.pooling.windows import Window
+from check_pgsock.postgres import statistics
+from check_pgsock.text import clean, plural
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Optional
+
+    from check_pgsock.postgres.parallelism import Launched
+
+
+def describe(pool: Pool, terms: Terms) -> str:
+    """One pool in a sentence, without what is said of its window's origin."""
+    window = pool.window
+    if pool.outcome == pools.JUDGED:
+        whole = " of whole sessions" if pool.is_session else ""
+        return (
+            f"{_what(pool)} {_bounds(pool)}, it is {pool.size}{_advice(pool)}; busy ratio{whole} "
+            f"{pool.ratio:.3f} over {_span(window)}"
+        )
+    what = f"{_what(pool)} of {plural(pool.size, 'connection')}"
+    if pool.outcome == pools.NO_STATEMENTS:
+        return (
+            f"{what}: {window.spent:.3f} s idle in transactions and no statement's time over "
+            f"{_span(window)}, which sets no limit"
+        )
+    tail, least = "", ""
+    if window.unseen:
+        tail = f"; what {plural(window.unseen, 'session')} may be in cannot be seen"
+        least = "at least "
+    little = f"too little activity to judge the {what}"
+    if window.active + window.idle == 0:
+        return f"{little}: no statement's or transaction's time over {_span(window)}{tail}"
+    if window.seconds is None or window.seconds < pools.SHORTEST_AVERAGED:
+        return (
+            f"{little}: {least}{window.spent:.3f} s busy or in transaction over {_span(window)}, "
+            f"below {pools.least_spent(window, terms.least_busy):g} s{tail}"
+        )
+    return (
+        f"{little}: {least}{window.busy_sessions:.3f} sessions busy and "
+        f"{window.in_transaction_sessions:.3f} idle in transaction over {_span(window)}, together "
+        f"below {terms.least_busy:g}{tail}"
+    )
+
+
+def _what(pool: Pool) -> str:
+    name = pool.configured.name if pool.configured else ""
+    return f"pool {clean(name)}" if name else f"pool of database {clean(pool.name)}"
+
+
+def _bounds(pool: Pool) -> str:
+    """`may be 12 to 26`"""
+    if pool.needed is None or pool.needed == pool.allowed:
+        return f"may be up to {pool.allowed}"
+    if pool.allowed is not None and pool.needed > pool.allowed:
+        return f"may be up to {pool.allowed}, though clients wait below {pool.needed}"
+    return f"may be {pool.needed} to {pool.allowed}"
+
+
+def _advice(pool: Pool) -> str:
+    """What to do about a size outside its bounds."""
+    if pool.allowed is not None and pool.size > pool.allowed:
+        verb = "lower"
+    elif pool.configured and pool.size < (pool.needed or 0) <= (pool.allowed or 0):
+        verb = "raise"
+    else:
+        return ""
+    setting = pool.configured.setting if pool.configured else ""
+    return f": {verb} {clean(setting) if setting else 'it'}"
+
+
+def _span(window: Window) -> str:
+    return "all that the statistics hold" if window.seconds is None else duration(window.seconds)
+
+
+def describe_origin(window: Window, since: "Optional[float]") -> "Optional[str]":
+    """What is to be said of a window that does not simply begin with an earlier run."""
+    if window.origin == windows.LAST_RUN:
+        return None
+    why = {
+        windows.ASKED: "since reset, as asked for",
+        windows.NO_STATE: "no state directory (--state-dir) keeps what the last run saw",
+        windows.FIRST_RUN: "first run",
+        windows.RECENT_RUNS: f"no run on these statistics is {since:g} s ago (--since)"
+        if since is not None
+        else "",
+        statistics.RESET: "the statistics were reset since the last run",
+        statistics.CRASH: "the statistics were lost in a crash since the last run",
+        statistics.RESTART: "the server started anew, or another took its place, since the last "
+        "run",
+        statistics.OTHER_SERVER: "another server answers than at the last run (a fail-over?)",
+        statistics.OTHER_DATABASE: "the database was made anew since the last run",
+        statistics.CLOCK_STEP: "the server's clock was set back since the last run",
+    }[window.origin]
+    if window.seconds is None:
+        return f"{why}: judged over {_span(window)}, whose beginning is not known"
+    return f"{why}: judged over the {_span(window)} since the statistics were reset"
+
+
+def describe_quality(pool: Pool) -> "Optional[str]":
+    """Why the busy ratio may be another one; None where it can be relied on."""
+    window = pool.window
+    if pool.ratio is None or pool.is_reliable:
+        return None
+    old = "transactions are in progress whose time before their present statement is not known"
+    if window.seconds is not None and window.oldest > window.seconds:
+        old = f"a transaction is {duration(window.oldest)} old, older than the window"
+    return (
+        f"the busy ratio is unreliable, between {window.lowest:.3f} and {window.highest:.3f}: {old}"
+    )
+
+
+def describe_unseen(pool: Pool) -> "Optional[str]":
+    """What the role of the check may not see; None where that is nothing."""
+    if not pool.window.unseen:
+        return None
+    return (
+        f"{plural(pool.window.unseen, 'session')} of other roles hide what they do: their "
+        "statements and transactions count when they end, and parallel workers among them as "
+        "connections; grant pg_read_all_stats to the role of the check"
+    )
+
+
+def describe_size(pool: Pool, terms: Terms) -> "list[str]":
+    """Where the judged size is from, where that is not simply what was named, and what qualifies
+    it.
+    """
+    seen = f"{plural(pool.peak, 'client backend')} at most seen within a day"
+    if pool.configured is None:
+        return [
+            f"the pool's size is {seen}; --pool-size, --console or --ini names the configured one"
+        ]
+    each, notes = pool.configured.connections, pool.configured.notes
+    said = f"{plural(each, 'connection')} by {clean(pool.configured.source)}"
+    if terms.poolers > 1:
+        said += f", times {terms.poolers} poolers"
+    if pool.size > each * terms.poolers:
+        return [
+            f"the pool's size is {seen}, more than {said}; see to --poolers, and to who else "
+            "connects",
+            *notes,
+        ]
+    return [*([f"the pool's size is {said}"] if terms.poolers > 1 else []), *notes]
+
+
+def describe_parallelism(pool: Pool) -> str:
+    """Where the parallelism is from."""
+    how = {
+        pools.GIVEN: "as given",
+        pools.MEASURED: "as seen on the database",
+        pools.MEASURED_ELSEWHERE: "as seen on all databases of the server",
+        pools.ASSUMED: "assumed: too few statements were seen",
+    }[pool.parallelism_is]
+    return f"parallelism {pool.parallelism:g} {how}"
+
+
+def describe_workers(pool: Pool, launched: "Optional[Launched]") -> "list[str]":
+    """Parallel workers that statements did not get, by the server's counters."""
+    if launched is None or launched.launched >= launched.wanted:
+        return []
+    return [
+        f"statements on database {clean(pool.name)} got {launched.launched} of the "
+        f"{launched.wanted} parallel workers that they wanted since the statistics were reset: "
+        "see max_parallel_workers"
+    ]
+
+
+def describe_together(judged: "list[Pool]", terms: Terms, share: float) -> str:
+    """What all pools of the server come to, the largest part first."""
+    parts = sorted(
+        ((one.work or 0.0, one) for one in judged), key=lambda part: (-part[0], part[1].name)
+    )
+    named = ", ".join(f"{clean(one.name)} {work:.1f}" for work, one in parts[:5])
+    more = f" and {len(parts) - 5} further" if len(parts) > 5 else ""
+    return (
+        f"all pools in full use come to {sum(work for work, _ in parts):.1f} processes at work, "
+        f"{share:.0f} % of the {terms.capacity:g} that the server can run: {named}{more}"
+    )
+
+
+def top_backends(pool: Pool, backends: "Iterable[Backends]") -> "list[str]":
+    """Who holds the client backends of a database, which `backends` are, the largest number
+    first.
+    """
+    groups: dict[tuple[str, str], dict[str, int]] = {}
+    for one in backends:
+        states = groups.setdefault((one.role, one.application), {})
+        state = one.state or "in a hidden state"
+        states[state] = states.get(state, 0) + one.count
+    lines = []
+    for (role, application), states in sorted(
+        groups.items(), key=lambda item: (-sum(item[1].values()), item[0])
+    ):
+        parts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        name = f" application {clean(application)}" if application else ""
+        who = f"role {clean(role)}{name}" if role else f"an unknown role{name}"
+        lines.append(f"{plural(sum(states.values()), 'session')} of {who}: {parts}")
+    return lines or [f"no other session is on database {clean(pool.name)} now"]
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `300 s`, `17 min`, `5.2 h`, `12 days`."""
+    if seconds < 600:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * 86400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.0f} days"

@@ -1,0 +1,186 @@
+"""`--limit sql`: the usable slots of a server that is elsewhere, asked through --dsn and kept.
+
+It is asked when what is kept is an hour old; in between nothing is connected to. While it cannot
+be asked, what is kept holds on, and its age is said.
+"""
+
+from check_pgsock.deadline import Deadline
+from check_pgsock.dsn_option import libpq_environment
+from check_pgsock.errors import (
+    DeadlineError,
+    MalformedError,
+    PgsockError,
+    SlotsExhausted,
+    SourceError,
+    StateError,
+    UsageError,
+)
+from check_pgsock.limit_option import GivenLimit
+from check_pgsock.postgres.client import connect
+from check_pgsock.servers.limits import LimitUnknown
+from check_pgsock.socket_state import NO_DIRECTORY
+from check_pgsock.store import Store, make_key
+from check_pgsock.text import clean, write_seconds
+from check_pgsock.waiting import call_within
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Optional
+
+    from check_pgsock.plugin import Run
+
+ASK_AFTER = 3600.0  # seconds
+_SHARE = 0.5  # of the time left: what is kept has to become a verdict when nobody answers
+
+
+class ServerLimit:
+    """What a server said of its slots, `at` a wall-clock time: all, by the name of their `setting`,
+    and those that are `reserved`.
+
+    `database_limit` is the CONNECTION LIMIT of `database`, the one connected to; -1: it has none.
+    """
+
+    __slots__ = ("at", "database", "database_limit", "reserved", "setting", "slots")
+
+    def __init__(
+        self, at: float, setting: str, slots: int, reserved: int, database: str, database_limit: int
+    ) -> None:
+        self.at = at
+        self.setting = setting
+        self.slots = slots
+        self.reserved = reserved
+        self.database = database
+        self.database_limit = database_limit
+
+    @property
+    def usable(self) -> int:
+        """Connections that ordinary users can hold."""
+        return self.slots - self.reserved
+
+    def as_json(self) -> "dict[str, object]":
+        """What _parse() reads again, less the time."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "at"}
+
+
+def find_sql_limit(run: "Run") -> GivenLimit:
+    """The limit of the server that --dsn names: kept, or asked for where that is an hour old.
+
+    Raises LimitUnknown where there is neither, UsageError for a DSN that is none, StateError.
+    """
+    run.deadline.doing = "reading the limit by --dsn"
+    store = Store.open(run.options.state_dir, run.deadline)
+    if store is None:
+        raise StateError(f"--limit sql keeps what it reads, and there is {NO_DIRECTORY}")
+    key = make_key("limit", run.options.dsn, libpq_environment())
+    kept = [one for one in map(_parse, store.samples(key)) if one is not None]
+    last = kept[-1] if kept else None
+    if last is not None and 0 <= run.now - last.at < ASK_AFTER:
+        return _tell(last, run.now)
+    try:
+        fresh = ask(run)
+    except UsageError:
+        raise
+    except PgsockError as error:
+        return _without_answer(last, run.now, error)
+    # At once: whatever else keeps this run from a verdict, the next one does not ask again.
+    store.commit({key: fresh.as_json()}, run.now, ASK_AFTER)
+    return _tell(fresh, run.now)
+
+
+def ask(run: "Run") -> ServerLimit:
+    """What the server says now; raises UsageError, SlotsExhausted, SourceError."""
+    asking = Deadline(run.deadline.remaining() * _SHARE)
+    try:
+        read = call_within(asking, lambda: _read(run, asking))
+    except DeadlineError:
+        raise SourceError(
+            f"nothing was heard of it for {asking.seconds:.1f} s, the time ran out while "
+            f"{asking.doing}; see to the server and --dsn"
+        ) from None
+    if read.usable < 1:
+        raise MalformedError(
+            f"{read.reserved} of {read.setting} {read.slots} are reserved, says the server; see to "
+            "what the role and --dsn set"
+        )
+    return read
+
+
+def _read(run: "Run", deadline: Deadline) -> ServerLimit:
+    client = connect(run.options.dsn, run.spec.executable, deadline)
+    try:
+        if client.is_console:
+            return _parse_config(client.show("CONFIG"), run.now)
+        client.begin()
+        (row,) = client.query("limits.sql")
+        is_direct = row.pop("backend_pid") == client.backend_pid
+    finally:
+        client.close()
+    if not is_direct:
+        raise SourceError(
+            "--dsn leads through a pooler to a server, and either has a limit of its own; name "
+            "the server itself, or PgBouncer's console (dbname=pgbouncer)"
+        )
+    return ServerLimit(run.now, "max_connections", **row)
+
+
+def _parse_config(rows: "list[dict[str, Any]]", now: float) -> ServerLimit:
+    """The limit in the rows of PgBouncer's SHOW CONFIG."""
+    settings = {one["key"]: one["value"] for one in rows}
+    if settings.get("so_reuseport") not in ("0", None):
+        raise SourceError(
+            "PgBouncer shares its port between processes (so_reuseport), and its console tells of "
+            "one; add their max_client_conn up"
+        )
+    try:
+        return ServerLimit(now, "max_client_conn", int(settings["max_client_conn"]), 0, "", -1)
+    except (KeyError, TypeError, ValueError):
+        raise MalformedError("PgBouncer's SHOW CONFIG has no max_client_conn") from None
+
+
+def _parse(sample: "Any") -> "Optional[ServerLimit]":
+    """What an earlier run has kept; None for what another version may have."""
+    try:
+        return ServerLimit(sample.at, **sample.data)
+    except TypeError:
+        return None
+
+
+def _without_answer(last: "Optional[ServerLimit]", now: float, error: PgsockError) -> GivenLimit:
+    """What is kept, or where nothing is: no limit for want of a slot; else raises LimitUnknown."""
+    is_refused = isinstance(error, SlotsExhausted)
+    if last is not None:
+        found = _tell(last, now)
+        found.notes.insert(
+            0,
+            f"the limit is as it was {_say_age(last, now)}"
+            + ("" if is_refused else f", it cannot be read now: {error}"),
+        )
+    elif is_refused:
+        found = GivenLimit(None, ["limit: none was ever read"])
+    else:
+        raised = LimitUnknown(f"no limit is kept, and none can be read: {error}; or give --limit N")
+        raised.why = str(error)
+        raise raised
+    if is_refused:
+        found.refused = str(error)
+    return found
+
+
+def _tell(read: ServerLimit, now: float) -> GivenLimit:
+    """What was read, and what is to be said of it."""
+    told = (
+        f"limit: {read.usable} usable of {read.setting} {read.slots}, read by --dsn "
+        f"{_say_age(read, now)}"
+    )
+    found = GivenLimit(read.usable, [told])
+    if 0 <= read.database_limit < read.usable:
+        found.notes.append(
+            f"database {clean(read.database, 100)} admits {read.database_limit} connections "
+            "(CONNECTION LIMIT), which are not judged: where all counted here are on it, give "
+            f"--limit {read.database_limit}"
+        )
+    return found
+
+
+def _say_age(read: ServerLimit, now: float) -> str:
+    return "now" if read.at == now else f"{write_seconds(max(now - read.at, 0))} ago"

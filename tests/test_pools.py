@@ -1,0 +1,299 @@
+"""Pools assessed on windows of their statistics, and what is said of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from check_pgsock.pooling import pools, windows, wording
+from check_pgsock.pooling.pools import (
+    JUDGED,
+    NO_STATEMENTS,
+    TOO_LITTLE,
+    Backends,
+    Pool,
+    Size,
+    Terms,
+    assess,
+)
+from check_pgsock.pooling.windows import LAST_RUN, Progress, Sample, Window
+from check_pgsock.postgres import statistics
+from check_pgsock.postgres.parallelism import Looks
+from tests.pool_samples import sample
+
+NINE = Size(9, "--pool-size")
+
+
+def of(active: float, idle: float, seconds: float = 100, **terms: Any) -> Pool:
+    """The pool of 9 after so many seconds, judged since the reset."""
+    return assess(sample(seconds, active, idle), [], Terms(4, **terms), NINE)
+
+
+@pytest.mark.parametrize(
+    ("active", "idle", "outcome", "allowed"),
+    [
+        (50, 150, JUDGED, 15),  # 4 / 0.25 is 16: strictly below
+        (100, 0, JUDGED, 3),
+        (0, 100, NO_STATEMENTS, None),
+        (0, 0, TOO_LITTLE, None),
+        (5, 4.9, TOO_LITTLE, None),
+        (5, 5, JUDGED, 7),
+    ],
+)
+def test_outcomes(active: float, idle: float, outcome: str, allowed: int | None) -> None:
+    pool = of(active, idle)
+    assert (pool.outcome, pool.allowed, pool.size) == (outcome, allowed, 9)
+
+
+def test_nothing_at_all_is_too_little_even_where_nothing_is_enough() -> None:
+    assert of(0, 0, least_busy=0).outcome == TOO_LITTLE
+
+
+def test_without_a_length_the_sum_decides() -> None:
+    terms = Terms(4)
+    little = assess(sample(1e7, 30, 29.9, stats_reset=None), [], terms, NINE)
+    assert (little.outcome, little.ratio, little.allowed) == (TOO_LITTLE, None, None)
+    assert wording.describe(little, terms) == (
+        "too little activity to judge the pool of database app of 9 connections: 59.900 s busy or "
+        "in transaction over all that the statistics hold, below 60 s"
+    )
+    enough = assess(sample(1, 30, 30, stats_reset=None), [], terms, NINE)
+    assert (enough.outcome, enough.ratio, enough.allowed) == (JUDGED, 0.5, 7)
+    assert wording.describe(enough, terms) == (
+        "pool of database app may be up to 7, it is 9: lower it; busy ratio 0.500 over all that "
+        "the statistics hold"
+    )
+
+
+LITTLE = "too little activity to judge the pool of database app of 9 connections: "
+
+
+@pytest.mark.parametrize(
+    ("active", "idle", "seconds", "least", "words"),
+    [
+        (5, 4.99, 100, 0.1, f"{LITTLE}0.050 sessions busy and 0.049 idle in transaction over "
+         "100 s, together below 0.1"),
+        (0.1, 0.04, 0.5, 0.1, f"{LITTLE}0.140 s busy or in transaction over 0.5 s, below 0.2 s"),
+        (0, 0, 100, 0, f"{LITTLE}no statement's or transaction's time over 100 s"),
+        (0, 50, 100, 0.1, "pool of database app of 9 connections: 50.000 s idle in transactions "
+         "and no statement's time over 100 s, which sets no limit"),
+    ],
+)  # fmt: skip
+def test_words_of_what_is_not_judged(
+    active: float, idle: float, seconds: float, least: float, words: str
+) -> None:
+    pool = of(active, idle, seconds, least_busy=least)
+    assert wording.describe(pool, Terms(4, least_busy=least)) == words
+
+
+def test_what_cannot_be_seen_is_no_zero() -> None:
+    hidden = sample(100, 0.07, progress=Progress(unseen=3), backends=3)
+    pool = assess(hidden, [], Terms(4), NINE)
+    assert wording.describe(pool, Terms(4)) == (
+        f"{LITTLE}at least 0.000 sessions busy and 0.000 idle in transaction over 100 s, together "
+        "below 0.1; what 3 sessions may be in cannot be seen"
+    )
+    assert wording.describe_unseen(pool) == (
+        "3 sessions of other roles hide what they do: their statements and transactions count when "
+        "they end, and parallel workers among them as connections; grant pg_read_all_stats to the "
+        "role of the check"
+    )
+    assert wording.describe_unseen(of(1, 1)) is None
+
+
+def test_the_checks_own_session_is_no_activity() -> None:
+    assert of(0.03, 0.02, seconds=0.2).outcome == TOO_LITTLE
+    assert of(0.6, 0.6, seconds=1.5).outcome == JUDGED
+
+
+def backend(count: int, **other: Any) -> Backends:
+    values = {"oid": 5, "role": "app", "application": "", "state": "idle", "hidden": False,
+              "active": 0.0, "idle": 0.0, "unsplit": 0.0, "oldest": None}  # fmt: skip
+    return Backends(**{**values, **other}, count=count)
+
+
+def test_progress_is_the_sum_of_those_that_show_it() -> None:
+    progress = pools.sum_progress(
+        [
+            backend(7),
+            backend(2, state="active", active=3.5, unsplit=1.0, oldest=4.0),
+            backend(1, state="idle in transaction", active=0.5, idle=2.0, oldest=9.0),
+            backend(4, state=None, hidden=True),
+            backend(2, state="disabled"),
+        ]
+    )
+    assert [progress.active, progress.idle, progress.unsplit, progress.oldest] == [4, 2, 1, 9]
+    assert progress.unseen == 6
+
+
+def test_the_larger_of_configured_and_seen_is_judged() -> None:
+    earlier = [sample(at, at / 2, backends=seen) for at, seen in ((0, 3), (60, 30), (120, 5))]
+    now = sample(180, 90, backends=4)
+    terms = Terms(4, poolers=3)
+
+    def size(configured: int | None) -> tuple[int, str]:
+        given = None if configured is None else Size(configured, "the console", "default_pool_size")
+        pool = assess(now, earlier, terms, given)
+        (said,) = wording.describe_size(pool, terms)
+        return pool.size, said
+
+    seen = "the pool's size is 30 client backends at most seen within a day"
+    assert size(None) == (
+        30, f"{seen}; --pool-size, --console or --ini names the configured one"
+    )  # fmt: skip
+    assert size(9) == (
+        30, f"{seen}, more than 9 connections by the console, times 3 poolers; see to --poolers, "
+        "and to who else connects",
+    )  # fmt: skip
+    assert size(20) == (
+        60, "the pool's size is 20 connections by the console, times 3 poolers"
+    )  # fmt: skip
+    pool = assess(now, earlier, Terms(4), Size(30, "x", notes=("as far as known",)))
+    assert wording.describe_size(pool, Terms(4)) == ["as far as known"]
+
+
+@pytest.mark.parametrize(
+    ("active", "idle", "size", "sentence"),
+    [
+        (0.8, 4.2, 60, "may be 12 to 24, it is 60: lower default_pool_size"),
+        (0.8, 4.2, 24, "may be 12 to 24, it is 24"),
+        (0.8, 4.2, 11, "may be 12 to 24, it is 11: raise default_pool_size"),
+        (3, 0, 60, "may be up to 3, though clients wait below 9, it is 60: lower "
+         "default_pool_size"),
+    ],
+)  # fmt: skip
+def test_the_sentence_that_a_dba_needs(
+    active: float, idle: float, size: int, sentence: str
+) -> None:
+    given = Size(size, "the console", "default_pool_size", "app/web")
+    terms = Terms(4)
+    pool = assess(sample(100, active * 100, idle * 100), [], terms, given)
+    assert wording.describe(pool, terms).startswith(f"pool app/web {sentence}; busy ratio ")
+
+
+def test_session_pooling_holds_the_highest_number_of_sessions() -> None:
+    earlier = [sample(0, backends=40), sample(60, 30, backends=20)]
+    pool = assess(sample(120, 60, backends=30), earlier, Terms(4), Size(25, "x"), None, True)
+    # Half a session at work, of 25 that were there on average: a fiftieth.
+    assert (pool.needed, pool.size, pool.ratio, pool.allowed) == (40, 40, 0.02, 199)
+    assert wording.describe(pool, Terms(4)) == (
+        "pool of database app may be 40 to 199, it is 40; busy ratio of whole sessions 0.020 over "
+        "60 s"
+    )
+    # Without an earlier run, by the sessions there are now.
+    alone = assess(sample(100, 20, backends=2), [], Terms(4), NINE, None, True)
+    assert (alone.ratio, alone.needed) == (0.1, 2)
+    undated = assess(sample(100, 200, stats_reset=None), [], Terms(4), NINE, None, True)
+    assert (undated.outcome, undated.ratio) == (TOO_LITTLE, None)
+
+
+def test_where_parallelism_is_from() -> None:
+    def told(looks: Looks | None, elsewhere: Looks | None = None, **more: Any) -> str:
+        now = sample(160, 30, looks=looks, **more)
+        before = sample(100, looks=Looks(5, 10, 0))
+        return wording.describe_parallelism(assess(now, [before], Terms(4), None, elsewhere))
+
+    assert told(Looks(20, 65, 0)) == "parallelism 3 as seen on the database"
+    every = "parallelism 2.5 as seen on all databases of the server"
+    assert told(Looks(2, 9, 0), Looks(40, 100, 0)) == every
+    assert told(Looks(20, 65, 3), Looks(40, 100, 0)) == every  # some hide what they do
+    assert told(None) == "parallelism 1 assumed: too few statements were seen"
+    given = assess(sample(100, 30), [], Terms(4, parallelism=2.5))
+    assert (given.allowed, wording.describe_parallelism(given)) == (
+        1, "parallelism 2.5 as given"
+    )  # fmt: skip
+
+
+def test_all_pools_of_a_server_share_its_cores() -> None:
+    terms = Terms(4, io_limit=3)
+    each = [
+        assess(sample(100, 50, 50, name=name), [], terms, Size(size, "x"))
+        for name, size in (("shop", 5), ("app", 4), ("quiet", 3))
+    ]
+    quiet = assess(sample(100, name="none"), [], terms, Size(99, "x"))
+    assert [one.work for one in [*each, quiet]] == [2.5, 2.0, 1.5, None]
+    assert pools.full_load([*each, quiet], terms.capacity) == 200
+    assert pools.full_load([quiet], terms.capacity) is None
+    assert wording.describe_together(each, terms, 200) == (
+        "all pools in full use come to 6.0 processes at work, 200 % of the 3 that the server can "
+        "run: shop 2.5, app 2.0, quiet 1.5"
+    )
+
+
+def test_who_holds_the_backends() -> None:
+    pool = of(10, 0)
+    seen = [backend(3), backend(2, state=None, hidden=True), backend(9, application="x|y")]
+    assert wording.top_backends(pool, seen) == [
+        "9 sessions of role app application x?y: 9 idle",
+        "5 sessions of role app: 3 idle, 2 in a hidden state",
+    ]
+    assert wording.top_backends(pool, []) == ["no other session is on database app now"]
+
+
+def test_the_worst_is_the_fullest_of_those_judged() -> None:
+    def pool(name: str, size: int, allowed: int | None) -> Pool:
+        made = Pool(name, window(60), size, size, None, (1.0, pools.ASSUMED))
+        made.allowed = allowed
+        made.outcome = TOO_LITTLE if allowed is None else JUDGED
+        return made
+
+    small, large, quiet = pool("a", 10, 4), pool("b", 100, 90), pool("c", 500, None)
+    assert pools.find_worst([large, quiet, small]) is small
+    assert pools.find_worst([quiet, pool("d", 9, None)]) is quiet
+
+
+def window(seconds: float | None, origin: str = LAST_RUN, after: Sample | None = None) -> Window:
+    return Window(origin, seconds, None, after or sample(60, 1, 1))
+
+
+def test_an_unreliable_ratio_is_said() -> None:
+    open_time = Progress(unsplit=50, oldest=900)
+    pool = assess(sample(160, 25, 25, progress=open_time), [sample(100)], Terms(4), NINE)
+    assert not pool.is_reliable
+    assert wording.describe_quality(pool) == (
+        "the busy ratio is unreliable, between 0.250 and 0.750: a transaction is 15 min old, older "
+        "than the window"
+    )
+    short = Progress(unsplit=50, oldest=30)
+    pool = assess(sample(160, 25, 25, progress=short), [sample(100)], Terms(4), NINE)
+    assert wording.describe_quality(pool) == (
+        "the busy ratio is unreliable, between 0.250 and 0.750: transactions are in progress whose "
+        "time before their present statement is not known"
+    )
+    assert wording.describe_quality(of(10, 10)) is None
+    assert wording.describe_quality(of(0, 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "origin", "words"),
+    [
+        (60, LAST_RUN, None),
+        (86400, windows.FIRST_RUN, "first run: judged over the 24.0 h since the statistics "
+         "were reset"),
+        (None, statistics.CRASH, "the statistics were lost in a crash since the last run: judged "
+         "over all that the statistics hold, whose beginning is not known"),
+        (864000, windows.RECENT_RUNS, "no run on these statistics is 60 s ago (--since): "
+         "judged over the 10 days since the statistics were reset"),
+    ],
+)  # fmt: skip
+def test_the_origin_is_said(seconds: float | None, origin: str, words: str | None) -> None:
+    assert wording.describe_origin(window(seconds, origin), 60) == words
+
+
+def test_every_origin_has_words() -> None:
+    for origin in (
+        windows.NO_STATE, windows.FIRST_RUN, windows.ASKED, statistics.RESET,
+        statistics.CRASH, statistics.RESTART, statistics.OTHER_SERVER, statistics.OTHER_DATABASE,
+        statistics.CLOCK_STEP,
+    ):  # fmt: skip
+        assert wording.describe_origin(window(1, origin), 60)
+        assert wording.describe_origin(window(None, origin), None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.26, "0.3 s"), (42.4, "42 s"), (1000, "17 min"), (18720, "5.2 h"), (1036800, "12 days")],
+)
+def test_duration(seconds: float, words: str) -> None:
+    assert wording.duration(seconds) == words

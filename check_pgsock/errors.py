@@ -23,6 +23,10 @@ class SlotsExhausted(SourceError):
     """
 
 
+class DatabaseFull(SlotsExhausted):
+    """The CONNECTION LIMIT of the database is used up: of the server's slots that says nothing."""
+
+
 class StateError(PgsockError):
     """The state directory or the store in it cannot be trusted or used."""
 

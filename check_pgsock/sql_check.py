@@ -55,7 +55,11 @@ def validate_database_options(options: "Namespace") -> None:
 def open_client(run: "Run") -> "Client":
     """The run's one connection, in a transaction; raises as connect() and begin() do."""
     client = connect(run.options.dsn, run.spec.executable, run.deadline)
-    client.begin()
+    try:
+        client.begin()
+    except BaseException:
+        client.close()
+        raise
     return client
 
 

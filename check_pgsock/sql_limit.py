@@ -7,6 +7,7 @@ be asked, what is kept holds on, and its age is said.
 from check_pgsock.deadline import Deadline
 from check_pgsock.dsn_option import libpq_environment
 from check_pgsock.errors import (
+    DatabaseFull,
     DeadlineError,
     MalformedError,
     PgsockError,
@@ -80,6 +81,10 @@ def find_sql_limit(run: "Run") -> GivenLimit:
         fresh = ask(run)
     except UsageError:
         raise
+    except DatabaseFull as full:
+        # Those counted may be on others, and the CONNECTION LIMIT of one is not what is judged.
+        error = SourceError(f"{full}, which is the limit of that alone; name another with --dsn")
+        return _without_answer(last, run.now, error)
     except PgsockError as error:
         return _without_answer(last, run.now, error)
     # At once: whatever else keeps this run from a verdict, the next one does not ask again.

@@ -5,7 +5,7 @@ Nagios cuts at the first `|`, Icinga 2 at a newline; a terminal obeys escape seq
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any, Callable, TypeVar
 
     _T = TypeVar("_T", bound=Any)
@@ -34,6 +34,12 @@ def clip_bytes(text: str, limit: int) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 connection`, `2 connections`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def name_some(names: "Sequence[str]", most: int = 5) -> str:
+    """`a, b, c`; of more than `most` the first of them, `and 3 further`."""
+    further = f" and {len(names) - most} further" if len(names) > most else ""
+    return ", ".join(names[:most]) + further
 
 
 def write_seconds(seconds: float) -> str:

@@ -177,31 +177,41 @@ class Servers:
         if major not in self._running:
             binaries = self._found.get(major)
             server = PostgresServer(binaries, settings={"max_connections": MAX_CONNECTIONS})
-            self._running[major] = made_in_one_go(self._stack.enter_context(server))
+            self._running[major] = self._stack.enter_context(server)
         return self._running[major]
 
 
-def made_in_one_go(server: PostgresServer) -> PostgresServer:
-    """The server, started again while its listeners have a gap between their inodes.
+@pytest.fixture(scope="session", autouse=True)
+def _servers_made_in_one_go() -> Iterator[None]:
+    """Start each PostgreSQL again while its listeners have a gap between their inodes.
 
     The kernel gives out inodes by processor: what runs beside the start may leave one, and only
     without it a stranger can prove whose the listeners are.
     """
-    for _ in range(10):
-        if is_made_in_one_go(server):
-            break
-        server.restart("fast")
-    return server
+    start = PostgresServer.start
+
+    def start_in_one_go(self: PostgresServer, seconds: float = 30.0) -> None:
+        start(self, seconds)
+        for _ in range(10):
+            if is_made_in_one_go(self):
+                break
+            self.stop("immediate")
+            start(self, seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PostgresServer, "start", start_in_one_go)
+        yield
 
 
 def is_made_in_one_go(server: PostgresServer) -> bool:
     """Whether a server's listeners, of TCP and of its Unix socket, have inodes without a gap."""
     with server.on.entered():
         reader = SocketReader("netlink", None, Deadline(5))
-        path = os.fsencode(server.socket_directory / f".s.PGSQL.{server.port}")
         inodes = [one.inode for one in reader.listeners(server.port)]
-        inodes += [one.inode for one in reader.unix_listeners() if one.path == path]
-    return max(inodes) - min(inodes) == len(inodes) - 1
+        inodes += [one.inode for one in reader.unix_listeners()]
+    links = [os.readlink(one.path) for one in os.scandir(f"/proc/{server.pid}/fd")]
+    own = [one for one in inodes if f"socket:[{one}]" in links]
+    return max(own) - min(own) == len(own) - 1
 
 
 @pytest.fixture(scope="session")
@@ -268,7 +278,7 @@ class MakePg(Protocol):
 def make_pg(installations: Installations) -> Iterator[MakePg]:
     """Start a server of this test's own: make_pg(settings=..., arguments=..., major=...).
 
-    Its listeners are made in one go. Without `major` it is the newest of this machine.
+    Without `major` it is the newest of this machine.
     """
     with contextlib.ExitStack() as stack:
 
@@ -289,7 +299,7 @@ def make_pg(installations: Installations) -> Iterator[MakePg]:
                 hba=hba,
                 user=user,
             )
-            return made_in_one_go(stack.enter_context(server))
+            return stack.enter_context(server)
 
         yield make
 

@@ -32,4 +32,4 @@ def sample(at: float, active: float = 0.0, idle: float = 0.0, **other: Any) -> S
     }
     parts = {name: other.pop(name) for name in Sample.__slots__ if name in other}
     counters = Statistics(**{**values, **other})
-    return Sample(counters, **{"progress": Progress(), "backends": 0, **parts})
+    return Sample(counters, **{"progress": Progress(), "backends": 5, **parts})

@@ -14,12 +14,9 @@ from typing import Any
 
 import pytest
 
-from check_pgsock.deadline import Deadline
-from check_pgsock.errors import MalformedError, SourceError, UsageError
+from check_pgsock.errors import MalformedError
 from check_pgsock.pgbouncer import console
 from check_pgsock.pgbouncer.console import Database, Pool, User, WaitingClient
-from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
-from check_pgsock.postgres.client import connect, connect_console
 
 RECORDED = sorted((Path(__file__).parent / "data" / "console").glob("*.json"))
 Rows = dict[str, list[dict[str, Any]]]
@@ -48,7 +45,7 @@ def test_pools(path: Path) -> None:
     servers = {"sv_active": 2, "sv_idle": 0, "sv_used": 0, "sv_tested": 0, "sv_login": 0}
     if release(path) >= (1, 18):
         servers.update(sv_active_cancel=0, sv_being_canceled=0)
-    assert pool == Pool("shop", "app", 3, servers, pool.waited, "transaction")
+    assert pool == Pool("shop", "app", 2, 3, servers, pool.waited, "transaction")
     assert pool.waited == pytest.approx(1.25, abs=0.02)
     assert pool.connections == 2
 
@@ -63,6 +60,7 @@ def test_waiting_clients(path: Path) -> None:
 @_RELEASES
 def test_counters_databases_and_users(path: Path) -> None:
     rows = read(path)
+    assert console.parse_console_queries(rows["STATS"]) == 5
     ((name, counters),) = console.parse_counters(rows["STATS"]).items()
     assert name == "shop"
     # Three clients have waited for 3.7 s together, and nothing of it is counted yet.
@@ -137,7 +135,16 @@ def test_what_is_not_as_it_should_be() -> None:
         console.parse_pools([dict.fromkeys(["database", "user", *_OLD], "0")])
 
 
-_OLD = ("cl_waiting", "sv_active", "sv_idle", "sv_used", "sv_tested", "sv_login", "maxwait")
+_OLD = (
+    "cl_active",
+    "cl_waiting",
+    "sv_active",
+    "sv_idle",
+    "sv_used",
+    "sv_tested",
+    "sv_login",
+    "maxwait",
+)
 
 
 @pytest.mark.parametrize(
@@ -146,43 +153,3 @@ _OLD = ("cl_waiting", "sv_active", "sv_idle", "sv_used", "sv_tested", "sv_login"
 )
 def test_releases(version: str, found: tuple[int, int]) -> None:
     assert console.parse_release(version) == found
-
-
-def test_the_real_one(pgbouncer: PgBouncerServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGOPTIONS", "-c work_mem=1MB")  # the console refuses startup options
-    monkeypatch.setenv("PGDATABASE", "postgres")
-    dsn = f"host={pgbouncer.host} port={pgbouncer.port} user=stats"
-    opened = connect_console(dsn, "check", Deadline(5))
-    try:
-        assert (opened.is_console, opened.endpoint) == (True, (pgbouncer.host, pgbouncer.port))
-        assert opened.describe().startswith(f"the console of PgBouncer {opened.version} at ")
-        for what in ("CONFIG", "DATABASES", "USERS", "LISTS", "VERSION"):
-            shown = [{name: _as_text(value) for name, value in row.items()}
-                     for row in opened.show(what)]  # fmt: skip
-            told = pgbouncer.console(f"SHOW {what}")
-            if what == "LISTS":  # the other console is one more client
-                shown, told = shown[:3], told[:3]
-            assert shown == told
-        with pytest.raises(SourceError, match=r"refused a query: .*invalid command 'SHOW NOTHING'"):
-            opened.show("NOTHING")
-    finally:
-        opened.close()
-
-
-def _as_text(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def test_what_is_no_console(pgbouncer: PgBouncerServer) -> None:
-    with pytest.raises(SourceError) as error:
-        connect_console(pgbouncer.dsn(), "check", Deadline(5))
-    assert str(error.value).endswith(
-        ", not PgBouncer's console; name PgBouncer's port with --dsn, without a database or with "
-        "dbname=pgbouncer"
-    )
-    with pytest.raises(UsageError, match="--dsn holds a password"):
-        connect_console("password=x", "check", Deadline(5))
-    opened = connect(pgbouncer.dsn("pgbouncer", "stats"), "check", Deadline(5))
-    with pytest.raises(SourceError, match="this is PgBouncer's console, not a database"):
-        opened.begin()
-    opened.close()

@@ -628,7 +628,8 @@ def adapted(
         ("check_pgsock_accept_queue -p", f"check_pgsock_accept_queue --state-dir {state} -p"),
         ("-d service=check_pgsock_pgbouncer", f"-d '{console}' --state-dir {state}"),
         ("-d service=check_pgsock --", f"-d '{server.dsn()}' --state-dir {state} --"),
-        ("check_pgsock_pool_size -d", "check_pgsock_pool_size --cores 10.5 -d"),
+        ("check_pgsock_pool_size -d", "check_pgsock_pool_size --cores 10 -d"),
+        ("--since 3600", "--since 5"),
     ):
         assert shipped in text
         text = text.replace(shipped, ours)
@@ -675,8 +676,8 @@ def test_nrpe_pool_size(answers: dict[str, Answers]) -> None:
         "parallelism=#;;;1 full_load=#%;;;0 busy_sessions=#;;;0 idle_in_transaction=#;;;0 "
         "window=#s;;;0\n"
         "first run: judged over the # since the statistics were reset\n"
-        "the pool's size is 3 client backends at most seen within a day; --pool-size, --console or "
-        "--ini names the configured one\n"
+        "the pool's size is 3 client backends at most seen within an hour; --pool-size, --console "
+        "or --ini names the configured one\n"
     )
 
 

@@ -7,6 +7,7 @@ workers existed, by the kernel's list of the postmaster's children, read 200 tim
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -321,3 +322,20 @@ def test_looks_and_counters_against_the_truth(
         found = 1 + workers / statements
         measured = f"{found:.2f} where {truth:.2f} is true, by {statements} commits"
         proof(f"{name}, 18's counters", measured)
+
+
+def test_the_check_adds_up_the_looks_of_its_runs(
+    parallel_pg: PostgresServer, app: str, tmp_path: Path
+) -> None:
+    """Those of one run are too few to be relied on."""
+    options = ["-d", parallel_pg.dsn(app), "--cores", "4", "--since", "1", "-v"]
+    options += ["--state-dir", str(tmp_path / "state")]
+    with Load(parallel_pg, app) as load:
+        load.run(LONG)
+        time.sleep(0.3)
+        first, *_, last = [support.run("pool_size", *options).out for _ in range(4)]
+        true = load.end()
+    assert "parallelism 1 assumed: too few statements were seen" in first
+    found = re.search(r"parallelism ([\d.]+) as seen on the database", last)
+    assert found is not None, last
+    assert float(found[1]) == pytest.approx(true, rel=0.2)

@@ -65,7 +65,8 @@ def test_ok_warning_critical_on_the_limit(pg: PostgresServer) -> None:
 def test_all_of_the_time_executing(pg: PostgresServer) -> None:
     with database(pg) as name:
         load(pg, name, 0.8, 0)
-        done = support.run("pool_size", "-d", pg.dsn(name), "--cores", "4.5", "--pool-size", "4")
+        options = ["--cores", "4.5", "--pool-size", "4", "--since", "0.5"]
+        done = support.run("pool_size", "-d", pg.dsn(name), *options, "--full-load-warning", "~:")
         assert masked(done.out) == judged("OK", name, 4, 4, notes=NO_STATE)
         assert 0.98 <= measured(done.out)["busy_ratio"] <= 1
 
@@ -87,6 +88,7 @@ def test_too_little_activity_and_first_and_second_run(pg: PostgresServer, state:
             f"{PREFIX} OK - too little activity to judge the pool of database {name} of 7 "
             f"connections: # s busy or in transaction over # s, below # s | pool_size=7;;;0 {TAIL}"
         )
+        time.sleep(0.6)
         assert run(*options, user=None) == (0, little + FIRST_RUN, "")
         load(pg, name, 0.6, 0.6)
         # Old enough for a window, and so much older than the next that these all use it.
@@ -118,6 +120,8 @@ def test_a_retry_keeps_the_verdict_of_the_first_run(pg: PostgresServer, state: s
     with database(pg) as name:
         load(pg, name, 0.6, 0.6)
         options = ["-d", pg.dsn(name), "--cores", "3.25", "--pool-size", "7", "--state-dir", state]
+        options += ["--since", "4"]
+        time.sleep(3)
         nobody = f"no other session is on database {name} now\n"
         recent = (
             "no run on these statistics is # s ago (--since): judged over the # s since the "
@@ -126,8 +130,8 @@ def test_a_retry_keeps_the_verdict_of_the_first_run(pg: PostgresServer, state: s
         for notes in (FIRST_RUN, recent, recent):
             done = run(*options, user=None)
             assert done == (1, judged("WARNING", name, 7, 6, notes=notes, who=nobody), "")
-            time.sleep(1)
-        done = run(*options, "--since", "2", user=None)  # since the first, and quiet
+        time.sleep(1)
+        done = run(*options, "--since", "1", user=None)  # since the last, and quiet
         assert done.code == 0
         assert "OK - too little activity" in done.out
         assert len(done.out.splitlines()) == 1
@@ -232,10 +236,7 @@ def test_reset_between_runs(pg: PostgresServer, state: str) -> None:
         assert run(*options, user=None).code == 0
         reset(pg, name)
         load(pg, name, 0.6, 0.6)
-        note = (
-            "the statistics were reset since the last run: judged over the # s since the "
-            "statistics were reset\n"
-        )
+        note = "the statistics were reset since the last run: judged over the # s since then\n"
         assert run(*options, user=None) == (0, judged("OK", name, 3, 6, notes=note), "")
 
 
@@ -285,7 +286,7 @@ def test_fail_over_to_a_standby_between_runs(
     ):
         services.write_text(f"[app]\nhost=127.0.0.1\nport={server.port}\n")
         named = {"PGSERVICEFILE": str(services), "PGDATABASE": "postgres", "PGUSER": "postgres"}
-        done = run(*options, "--pool-size", "1", user=None, **named)
+        done = run(*options, "--pool-size", "1", "--since", "60", user=None, **named)
         assert done.code == 0
         assert done.out.splitlines()[1:] == [
             f"{why}: judged over all that the statistics hold, whose beginning is not known"
@@ -303,7 +304,7 @@ def _takes_connections(pg: PostgresServer) -> bool:
 
 
 SEEN = (
-    "the pool's size is 3 client backends at most seen within a day; --pool-size, --console or "
+    "the pool's size is 3 client backends at most seen within an hour; --pool-size, --console or "
     "--ini names the configured one\n"
 )
 

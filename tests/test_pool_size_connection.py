@@ -152,6 +152,7 @@ def test_a_role_that_leaves_out_digits(pg: PostgresServer, tmp_path: Path) -> No
         pg.execute("CREATE ROLE rough LOGIN; ALTER ROLE rough SET extra_float_digits = -15")
         try:
             options = ["-d", pg.dsn(name, "rough"), "--cores", "3.25", "--pool-size", "1"]
+            options += ["--full-load-warning", "~:", "--since", "0.5"]
             state = ["--state-dir", str(tmp_path / "state"), "--since", "0.01"]
             for _ in range(2):
                 done = support.run("pool_size", *options)

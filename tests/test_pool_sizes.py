@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,12 +51,13 @@ class Verdicts(NamedTuple):
 
 @contextlib.contextmanager
 def at_work(
-    pgbench: str, pooler: PgBouncerServer, script: Path, seconds: float
+    pgbench: str, pooler: PgBouncerServer, database: str, script: Path, seconds: float
 ) -> Iterator[subprocess.Popen[str]]:
     """pgbench on a pooler, for so long."""
     command = [
         pgbench, "--no-vacuum", f"--client={CLIENTS}", f"--file={script}", f"--time={seconds:.0f}",
-        f"--host={pooler.host}", f"--port={pooler.port}", "--username=postgres", "app",
+        f"--host={pooler.host}", f"--port={pooler.port}", "--username=postgres",
+        database,
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         yield running
@@ -65,18 +67,25 @@ def at_work(
 def observe(
     pg: PostgresServer, pgbench: str, size: int, directory: Path, window: float
 ) -> Verdicts:
-    """Let the application work through a pool of `size`, and run both checks twice."""
-    script = directory / "work.sql"
+    """Let the application work through a pool of `size`, on a database of its own, and run both
+    checks twice.
+    """
+    database = f"app{size}"
+    pg.execute(f"CREATE DATABASE {database}")
+    pg.execute("CREATE TABLE one AS SELECT 1 AS one", database)
+    script = directory / f"work{size}.sql"
     script.write_text(WORK, encoding="utf-8")
     state = str(directory / f"state{size}")
     with (
         PgBouncerServer(pg, pool_mode="transaction", default_pool_size=size) as pooler,
-        at_work(pgbench, pooler, script, window + 6) as running,
+        at_work(pgbench, pooler, database, script, window + 6) as running,
     ):
         console = pooler.dsn("pgbouncer", "admin")
         common = ["--state-dir", state]
-        sizing = ["-d", pg.dsn("app"), "--console", console, "--cores", str(CORES)]
+        sizing = ["-d", pg.dsn(database), "--console", console, "--cores", str(CORES)]
         sizing += ["--since", str(window - 1), "--parallelism", "1", *common]
+        # Here three applications are at work; each is judged by itself.
+        sizing += ["--full-load-warning", "~:"]
         time.sleep(3)
         support.run("pool_size", *sizing)
         support.run("pool_wait", "-d", console, *common)
@@ -101,11 +110,14 @@ def test_the_check_that_fires_is_that_of_the_fault(
     support.require("pgbouncer")
     binaries = installations.get(every_major)
     pgbench = find_program("pgbench", binaries)
-    with PostgresServer(binaries) as pg:
-        pg.execute("CREATE DATABASE app")
-        pg.execute("CREATE TABLE one AS SELECT 1 AS one", "app")
+    with PostgresServer(binaries, settings={"max_connections": 130}) as pg:
+        with ThreadPoolExecutor() as threads:
+            observed = {
+                name: threads.submit(observe, pg, pgbench, size, tmp_path, window)
+                for name, size in SIZES.items()
+            }
         for name, size in SIZES.items():
-            found = observe(pg, pgbench, size, tmp_path, window)
+            found = observed[name].result()
             fired = [
                 check
                 for check, done in (("pool_size", found.pool_size), ("pool_wait", found.pool_wait))

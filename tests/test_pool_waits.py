@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from check_pgsock.pgbouncer.console import Database, Pool, User, WaitingClient
 from check_pgsock.pooling import wait_time
-from check_pgsock.pooling.wait_time import Sample, average, take_sample
+from check_pgsock.pooling.wait_time import Sample, Waited, average, take_sample
 from check_pgsock.pooling.waits import (
     Pooler,
     advise,
+    client_lines,
     describe,
     describe_servers,
     find_waits,
@@ -33,6 +36,8 @@ class History:
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, Sample]] = []
+        self.asked = 0  # queries that the console of the process has answered
+        self.found: Waited | None = None
 
     def run(
         self, at: float, shop: list[int] | None, waits: tuple[float, ...] = (), over: float = 300
@@ -42,12 +47,18 @@ class History:
         if self.samples:
             before, passed = self.samples[-1][1], at - self.samples[-1][0]
         told = {} if shop is None else {"shop": shop}
-        sample = take_sample(before, passed, told, {"shop": waits})
-        found = average(self.samples, at, sample, over)
-        stored = wait_time.parse_sample(dict(sample))
-        assert stored == sample
+        self.asked += 1
+        sample = take_sample(before, passed, self.asked, told, {"shop": waits})
+        self.found = average(self.samples, at, sample, over)
+        assert wait_time.parse_sample(json.loads(json.dumps(sample))) == sample
         self.samples.append((at, sample))
-        return None if found is None else found.mean
+        return None if self.found is None else self.found.mean
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the last run found a lower bound."""
+        assert self.found is not None
+        return self.found.is_bound
 
 
 def test_waits_that_end_within_the_window() -> None:
@@ -83,19 +94,46 @@ def test_who_gives_up_is_never_counted_by_pgbouncer() -> None:
     assert history.run(300, counters(0), (10, 10)) == pytest.approx(120 / 300)
 
 
-def test_a_restart() -> None:
-    """What the new process has counted came since; that it is one another counter tells, too."""
+def test_counters_that_fell() -> None:
+    """What they have now came since; that they fell another counter tells, too."""
     history = History()
     history.run(0, counters(5, 100), (3,))
     assert history.run(10, counters(1, 200)) == 0.1
+    assert history.is_bound
     assert history.run(20, counters(8, 3), (2,)) == pytest.approx(11 / 20)
+    assert history.run(40, counters(8, 3), (22,), over=20) == 1
+    assert not history.is_bound
+
+
+def test_a_restart_takes_nothing_from_what_was_waited_before() -> None:
+    """After it SHOW STATS has no row of an alias until somebody connects."""
+    history = History()
+    history.run(0, counters(0))
+    assert history.run(8, counters(16), (6, 6, 4)) == 4
+    assert not history.is_bound
+    history.asked = 0
+    assert history.run(12, None) == pytest.approx(32 / 12)
+    assert history.is_bound
+    # Two clients of the new process have waited since, of whom one waits on.
+    assert history.run(16, counters(2), (3,)) == pytest.approx(37 / 16)
+    assert history.is_bound
+    assert history.run(20, counters(6), over=8) == pytest.approx((5 + 1) / 8)
+    assert not history.is_bound
+
+
+def test_a_restart_is_told_by_the_console_where_all_counters_are_higher() -> None:
+    history = History()
+    history.run(0, counters(1), (5,))
+    history.asked = 0
+    assert history.run(10, counters(3, 50), (1,)) == 0.4
+    assert history.is_bound
 
 
 def test_a_database_that_is_removed_and_comes_back() -> None:
     history = History()
     history.run(0, counters(50))
     assert history.run(10, counters(60)) == 1
-    assert history.run(20, None) == 0
+    assert history.run(20, None) == 0.5
     assert history.run(30, counters(3)) == pytest.approx(13 / 30)
     assert history.run(40, counters(3), over=10) == 0
 
@@ -107,8 +145,8 @@ def test_a_database_that_comes_later() -> None:
 
 
 def test_databases_add_up() -> None:
-    first = take_sample(None, 0, {"a": counters(1), "b": counters(2)}, {})
-    second = take_sample(first, 10, {"a": counters(11), "b": counters(22)}, {"a": [5]})
+    first = take_sample(None, 0, 1, {"a": counters(1), "b": counters(2)}, {})
+    second = take_sample(first, 10, 2, {"a": counters(11), "b": counters(22)}, {"a": [5]})
     found = average([(0, first)], 10, second, 300)
     assert found is not None
     assert (found.seconds, found.means, found.mean) == (10, {"a": 1.5, "b": 2}, 3.5)
@@ -124,8 +162,9 @@ def test_the_window() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [None, 7, [], {"a": 7}, {"a": [[], 0.0, 0]}, {"a": [7, 0.0, 0]}, {"a": [[1], "0", 0]},
-     {"a": [[1], 0.0]}],
+    [None, 7, [], {"a": [[1], 0.0, 0]}, [1, 0], [1, 0, 7], ["1", 0, {}], [1, 0, {"a": 7}],
+     [1, 0, {"a": [[], 0.0, 0]}], [1, 0, {"a": [7, 0.0, 0]}], [1, 0, {"a": [[1], "0", 0]}],
+     [1, 0, {"a": [[1], 0.0]}]],
 )  # fmt: skip
 def test_what_is_no_sample(data: object) -> None:
     assert wait_time.parse_sample(data) is None
@@ -136,7 +175,8 @@ def pool(
     **servers: int,
 ) -> Pool:  # fmt: skip
     states = ("sv_active", "sv_idle", "sv_used", "sv_tested", "sv_login")
-    return Pool("shop", user, waiting, {one: servers.get(one, 0) for one in states}, waited, mode)
+    doing = {one: servers.get(one, 0) for one in states}
+    return Pool("shop", user, 1, waiting, doing, waited, mode)
 
 
 def said(one: Pool, pooler: Pooler = NOBODY) -> str:
@@ -177,10 +217,33 @@ def test_who_waits_longest_is_first_and_most_in_the_lines() -> None:
     waits = find_waits(pools, [], NOBODY)
     assert [one.pool.user for one in waits] == ["long", "many", "none"]
     advice = "20 server connections: 20 in use; shorter transactions, or a larger pool_size"
-    assert [line.partition("; check_pgsock")[0] for line in wait_lines(waits, NOBODY)] == [
+    assert [line.partition("; check_pgsock")[0] for line in wait_lines(waits, NOBODY, 10)] == [
         f"pool shop/many: 30 clients wait, the first for 1.0 s; {advice}",
         f"pool shop/long: 2 clients wait, the first for 9.0 s; {advice}",
     ]
+
+
+def test_more_pools_than_lines() -> None:
+    pools = [pool(number, 9, user=f"user{number}") for number in range(1, 6)]
+    *shown, rest = wait_lines(find_waits(pools, [], NOBODY), NOBODY, 3)
+    assert [line.partition(":")[0] for line in shown] == ["pool shop/user5", "pool shop/user4"]
+    assert rest == "3 more pools: 6 waiting clients"
+
+
+def test_who_has_too_many_clients() -> None:
+    pools = [pool(number, user=f"user{number}") for number in range(1, 6)]
+    idle = pool(0, user="idle")._replace(active=0)
+    advice = (
+        "raise max_client_conn (and the limit of open files with it), or let these applications "
+        "keep fewer connections"
+    )
+    assert client_lines([idle, *pools], 4) == [
+        "pool shop/user5: 6 connected",
+        "pool shop/user4: 5 connected",
+        "3 more pools: 9 connected",
+        advice,
+    ]
+    assert client_lines([idle], 4) == [advice]
 
 
 def test_what_server_connections_do() -> None:
@@ -230,18 +293,22 @@ def test_why_they_wait(one: Pool, pooler: Pooler, expected: str) -> None:
 
 def test_what_is_said_of_databases() -> None:
     databases = {
+        **{f"d{number}": OPEN._replace(disabled=True) for number in range(100)},
         "b": OPEN._replace(paused=True, disabled=True),
         "a": OPEN._replace(max_clients=4, clients=4),
         "c": OPEN,
     }
     pooler = Pooler(databases, {}, "suspended", "15")
-    paused = "database b is paused: its clients wait until RESUME"
-    disabled = "database b is disabled: it refuses new clients until ENABLE"
+    paused = "database b is paused: clients wait until RESUME"
     assert note_databases(pooler, []) == [
         "PgBouncer is suspended: its clients wait until RESUME",
-        "database a refuses more clients: 4 of 4 (max_db_client_connections)",
+        "database a (4 of 4) refuses more clients (max_db_client_connections)",
         paused,
-        disabled,
+        "databases b, d0, d1, d10, d11 and 96 further are disabled: new clients are refused until "
+        "ENABLE",
     ]
-    assert note_databases(pooler._replace(state=""), ["b"]) == [paused, disabled]
+    assert note_databases(pooler._replace(state=""), ["b"]) == [
+        paused,
+        "database b is disabled: new clients are refused until ENABLE",
+    ]
     assert note_databases(NOBODY, []) == []

@@ -33,12 +33,12 @@ def of(active: float, idle: float, seconds: float = 100, **terms: Any) -> Pool:
 @pytest.mark.parametrize(
     ("active", "idle", "outcome", "allowed"),
     [
-        (50, 150, JUDGED, 15),  # 4 / 0.25 is 16: strictly below
-        (100, 0, JUDGED, 3),
+        (50, 150, JUDGED, 16),  # 4 / 0.25: just the limit is no more than that
+        (100, 0, JUDGED, 4),
         (0, 100, NO_STATEMENTS, None),
         (0, 0, TOO_LITTLE, None),
         (5, 4.9, TOO_LITTLE, None),
-        (5, 5, JUDGED, 7),
+        (5, 5, JUDGED, 8),
     ],
 )
 def test_outcomes(active: float, idle: float, outcome: str, allowed: int | None) -> None:
@@ -59,9 +59,9 @@ def test_without_a_length_the_sum_decides() -> None:
         "in transaction over all that the statistics hold, below 60 s"
     )
     enough = assess(sample(1, 30, 30, stats_reset=None), [], terms, NINE)
-    assert (enough.outcome, enough.ratio, enough.allowed) == (JUDGED, 0.5, 7)
+    assert (enough.outcome, enough.ratio, enough.allowed) == (JUDGED, 0.5, 8)
     assert wording.describe(enough, terms) == (
-        "pool of database app may be up to 7, it is 9: lower it; busy ratio 0.500 over all that "
+        "pool of database app may be up to 8, it is 9: lower it; busy ratio 0.500 over all that "
         "the statistics hold"
     )
 
@@ -74,7 +74,7 @@ LITTLE = "too little activity to judge the pool of database app of 9 connections
     [
         (5, 4.99, 100, 0.1, f"{LITTLE}0.050 sessions busy and 0.049 idle in transaction over "
          "100 s, together below 0.1"),
-        (0.1, 0.04, 0.5, 0.1, f"{LITTLE}0.140 s busy or in transaction over 0.5 s, below 0.2 s"),
+        (9, 9, 0.5, 0.1, f"{LITTLE}0.5 s are too short a time, below 60 s"),
         (0, 0, 100, 0, f"{LITTLE}no statement's or transaction's time over 100 s"),
         (0, 50, 100, 0.1, "pool of database app of 9 connections: 50.000 s idle in transactions "
          "and no statement's time over 100 s, which sets no limit"),
@@ -103,8 +103,13 @@ def test_what_cannot_be_seen_is_no_zero() -> None:
 
 
 def test_the_checks_own_session_is_no_activity() -> None:
-    assert of(0.03, 0.02, seconds=0.2).outcome == TOO_LITTLE
-    assert of(0.6, 0.6, seconds=1.5).outcome == JUDGED
+    little = of(0.03, 0.02, seconds=0.2, since=0.1)
+    assert little.outcome == TOO_LITTLE
+    assert wording.describe(little, Terms(4, since=0.1)) == (
+        f"{LITTLE}0.050 s busy or in transaction over 0.2 s, below 0.2 s"
+    )
+    assert of(0.6, 0.6, seconds=1.5, since=None).outcome == JUDGED
+    assert of(0.6, 0.6, seconds=1.5, since=1.6).outcome == TOO_LITTLE
 
 
 def backend(count: int, **other: Any) -> Backends:
@@ -127,6 +132,16 @@ def test_progress_is_the_sum_of_those_that_show_it() -> None:
     assert progress.unseen == 6
 
 
+def test_a_pool_that_was_lowered_is_no_longer_judged_by_what_it_was() -> None:
+    earlier = [
+        sample(at * 1000, at * 500, backends=seen) for at, seen in ((0, 60), (1, 30), (2, 8))
+    ]
+    now = sample(4000, 2000, backends=5)
+    assert assess(now, earlier, Terms(4), Size(8, "x")).size == 30
+    assert assess(now, earlier[1:], Terms(4), Size(8, "x")).size == 30
+    assert assess(sample(4700, 2350, backends=5), earlier, Terms(4), Size(8, "x")).size == 8
+
+
 def test_the_larger_of_configured_and_seen_is_judged() -> None:
     earlier = [sample(at, at / 2, backends=seen) for at, seen in ((0, 3), (60, 30), (120, 5))]
     now = sample(180, 90, backends=4)
@@ -138,7 +153,7 @@ def test_the_larger_of_configured_and_seen_is_judged() -> None:
         (said,) = wording.describe_size(pool, terms)
         return pool.size, said
 
-    seen = "the pool's size is 30 client backends at most seen within a day"
+    seen = "the pool's size is 30 client backends at most seen within an hour"
     assert size(None) == (
         30, f"{seen}; --pool-size, --console or --ini names the configured one"
     )  # fmt: skip
@@ -156,29 +171,49 @@ def test_the_larger_of_configured_and_seen_is_judged() -> None:
 @pytest.mark.parametrize(
     ("active", "idle", "size", "sentence"),
     [
-        (0.8, 4.2, 60, "may be 12 to 24, it is 60: lower default_pool_size"),
-        (0.8, 4.2, 24, "may be 12 to 24, it is 24"),
-        (0.8, 4.2, 11, "may be 12 to 24, it is 11: raise default_pool_size"),
-        (3, 0, 60, "may be up to 3, though clients wait below 9, it is 60: lower "
-         "default_pool_size"),
+        (0.8, 4.2, 60, "may be 12 to 25, it is 60: lower default_pool_size"),
+        (0.8, 4.2, 25, "may be 12 to 25, it is 25"),
+        (0.8, 4.2, 11, "may be 12 to 25, it is 11: raise default_pool_size"),
+        (3, 0, 60, "may be up to 4, of 9 that its load asks for, it is 60: the server is too small "
+         "for the work, or statements take too long"),
     ],
 )  # fmt: skip
 def test_the_sentence_that_a_dba_needs(
     active: float, idle: float, size: int, sentence: str
 ) -> None:
+    """Of a pool that was full."""
     given = Size(size, "the console", "default_pool_size", "app/web")
     terms = Terms(4)
-    pool = assess(sample(100, active * 100, idle * 100), [], terms, given)
+    pool = assess(sample(100, active * 100, idle * 100, backends=size), [], terms, given)
     assert wording.describe(pool, terms).startswith(f"pool app/web {sentence}; busy ratio ")
+
+
+def test_no_more_are_needed_than_there_ever_were() -> None:
+    """Each session has a connection of its own, or the pool was never full."""
+    now = sample(100, 80, 420, backends=7)
+    direct = assess(now, [], Terms(4))
+    assert (direct.needed, direct.size) == (7, 7)
+    assert assess(now, [], Terms(4), Size(30, "x")).needed == 7
+    assert assess(now, [], Terms(4), Size(7, "x")).needed == 12
+    # Where none were seen that says nothing.
+    assert assess(sample(100, 80, 420, backends=0), [], Terms(4), Size(30, "x")).needed == 12
+
+
+def test_what_is_seen_has_no_setting() -> None:
+    given = Size(3, "the console", "pool_size of shop", "shop/app")
+    pool = assess(sample(100, 80, 20, backends=9), [], Terms(4), given)
+    assert wording.describe(pool, Terms(4)).startswith(
+        "pool shop/app may be up to 5, it is 9: lower it; busy ratio "
+    )
 
 
 def test_session_pooling_holds_the_highest_number_of_sessions() -> None:
     earlier = [sample(0, backends=40), sample(60, 30, backends=20)]
     pool = assess(sample(120, 60, backends=30), earlier, Terms(4), Size(25, "x"), None, True)
     # Half a session at work, of 25 that were there on average: a fiftieth.
-    assert (pool.needed, pool.size, pool.ratio, pool.allowed) == (40, 40, 0.02, 199)
+    assert (pool.needed, pool.size, pool.ratio, pool.allowed) == (40, 40, 0.02, 200)
     assert wording.describe(pool, Terms(4)) == (
-        "pool of database app may be 40 to 199, it is 40; busy ratio of whole sessions 0.020 over "
+        "pool of database app may be 40 to 200, it is 40; busy ratio of whole sessions 0.020 over "
         "60 s"
     )
     # Without an earlier run, by the sessions there are now.
@@ -208,7 +243,7 @@ def test_where_parallelism_is_from() -> None:
 def test_all_pools_of_a_server_share_its_cores() -> None:
     terms = Terms(4, io_limit=3)
     each = [
-        assess(sample(100, 50, 50, name=name), [], terms, Size(size, "x"))
+        assess(sample(100, 50, 50, name=name, backends=0), [], terms, Size(size, "x"))
         for name, size in (("shop", 5), ("app", 4), ("quiet", 3))
     ]
     quiet = assess(sample(100, name="none"), [], terms, Size(99, "x"))
@@ -247,10 +282,14 @@ def window(seconds: float | None, origin: str = LAST_RUN, after: Sample | None =
     return Window(origin, seconds, None, after or sample(60, 1, 1))
 
 
-def test_an_unreliable_ratio_is_said() -> None:
+def test_an_unreliable_ratio_is_said_and_judged_by_the_least() -> None:
     open_time = Progress(unsplit=50, oldest=900)
     pool = assess(sample(160, 25, 25, progress=open_time), [sample(100)], Terms(4), NINE)
     assert not pool.is_reliable
+    assert (pool.ratio, pool.allowed) == (0.5, 16)
+    assert wording.describe(pool, Terms(4)).endswith(
+        "to 16, it is 9; busy ratio 0.500 over 60 s, unreliable"
+    )
     assert wording.describe_quality(pool) == (
         "the busy ratio is unreliable, between 0.250 and 0.750: a transaction is 15 min old, older "
         "than the window"
@@ -263,6 +302,24 @@ def test_an_unreliable_ratio_is_said() -> None:
     )
     assert wording.describe_quality(of(10, 10)) is None
     assert wording.describe_quality(of(0, 0)) is None
+
+
+def test_what_came_late_is_not_judged() -> None:
+    """9.5 sessions at work on 5 connections: from 15 on statements without a table come later."""
+    before, now = sample(100, 5, 5, backends=5), sample(160, 290, 300, backends=5)
+    pool = assess(now, [before], Terms(4), NINE)
+    assert (pool.outcome, pool.allowed, pool.needed) == (pools.UNRELIABLE, None, None)
+    assert wording.describe(pool, Terms(4)) == (
+        "pool of database app of 9 connections cannot be judged: busy ratio 0.491 over 60 s, "
+        "unreliable"
+    )
+    assert wording.describe_quality(pool) == (
+        "the busy ratio is unreliable: more came into the statistics than the sessions can have "
+        "done in the window, so part of it is of before"
+    )
+    # A window from before what came late holds it all; the load between the runs stays unknown.
+    pool = assess(now, [sample(0, backends=5), before], Terms(4), NINE)
+    assert (pool.outcome, pool.window.seconds, pool.needed) == (JUDGED, 160, 5)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from check_pgsock.pgsock.lab.hosts import LOCAL
 from check_pgsock.pgsock.lab.pgbouncer import EXECUTABLE, PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from tests import support
-from tests.conftest import OpenSessions
+from tests.conftest import MakePg, OpenSessions
 from tests.support import Completed
 
 STRANGER = "daemon"  # neither root nor the servers' user
@@ -38,20 +38,22 @@ def slots(established: int, used: int) -> str:
 
 
 @pytest.fixture
-def roles(pg: PostgresServer, sessions: OpenSessions) -> Iterator[PostgresServer]:
-    """4 sessions of user app (1 over the Unix socket) and 2 of batch, on database shop."""
-    pg.execute("create role app login; create role batch login")
-    pg.execute("create database shop")
-    sessions(pg, 3, user="app", database="shop")
-    batch = sessions(pg, 2, user="batch", database="shop")
-    local = pg.administrator("shop")
-    local.query("select 1")
-    yield pg
-    local.close()
-    for one in batch:
-        one.close()
-    pg.execute("drop database shop with (force)")
-    pg.execute("drop role app; drop role batch")
+def roles(pg: PostgresServer, make_pg: MakePg, sessions: OpenSessions) -> Iterator[PostgresServer]:
+    """4 sessions of user app (1 over the Unix socket) and 2 of batch, on database shop; of a server
+    on which there is no other.
+    """
+    server = make_pg(major=pg.version, settings={"max_connections": 20})
+    server.execute("create role app login; create role batch login")
+    server.execute("create database shop")
+    sessions(server, 3, user="app", database="shop")
+    sessions(server, 2, user="batch", database="shop")
+    with server.administrator("shop") as local:
+        local.query("select 1")
+        # Backends of the sessions that made all this may still be ending.
+        support.wait_until(
+            lambda: "CLOSE_WAIT" not in support.tcp_states(server.port), "they have ended"
+        )
+        yield server
 
 
 def test_users_and_databases_have_limits_of_their_own(roles: PostgresServer) -> None:

@@ -19,6 +19,7 @@ from check_pgsock.pgsock.lab.postgres import PostgresServer
 from tests import support
 from tests.conftest import Installations, MakePg, OpenSessions
 from tests.pool_load import fake_server
+from tests.session_load import wait_for
 from tests.support import Completed
 from tests.test_saturation import line
 
@@ -58,12 +59,12 @@ def make_older(state: Path, seconds: float) -> None:
         store.execute("UPDATE sample SET at = at - ?", (seconds,))
 
 
-def unknown(sentence: str) -> Completed:
-    return Completed(3, f"{PREFIX} UNKNOWN - {sentence}\n", "")
+def unknown(sentence: str, prefix: str = PREFIX) -> Completed:
+    return Completed(3, f"{prefix} UNKNOWN - {sentence}\n", "")
 
 
-def nothing_kept(sentence: str) -> Completed:
-    return unknown(f"no limit is kept, and none can be read: {sentence}; or give --limit N")
+def nothing_kept(sentence: str, prefix: str = PREFIX) -> Completed:
+    return unknown(f"no limit is kept, and none can be read: {sentence}; or give --limit N", prefix)
 
 
 def test_asked_once_an_hour_by_a_role_with_login_alone(
@@ -192,10 +193,7 @@ def test_a_server_that_is_down(pg: PostgresServer, make_pg: MakePg, state: Path)
     other = f"{server.dsn()} application_name=other"
     done = support.run("leak", "--leg", "client", "-p", str(server.port), "--limit", "sql", "-d",
                        other, "--state-dir", str(state), user="nobody")  # fmt: skip
-    expected = nothing_kept(said)._replace(
-        out=nothing_kept(said).out.replace(PREFIX, "PGSOCK_LEAK")
-    )
-    assert shortened(done, server) == shortened(expected, server)
+    assert shortened(done, server) == shortened(nothing_kept(said, "PGSOCK_LEAK"), server)
 
 
 def shortened(done: Completed, server: PostgresServer) -> Completed:
@@ -291,13 +289,39 @@ def test_the_limit_of_a_role_says_nothing_of_others(
     for _ in range(2):
         done = run(server.port, state, server.dsn("small", "watch"))
         assert done == (0, good + note + OTHERS, "")
+    # Where that of the database is used up others may have slots left.
     server.execute("ALTER DATABASE small CONNECTION LIMIT 0")
-    done = run(server.port, state, f"{server.dsn('small', 'watch')} connect_timeout=5")
-    assert done.code == 2
-    assert shortened(done, server).out.splitlines()[0].partition(" | ")[0] == (
-        f"{PREFIX} CRITICAL - 0 connections to port {server.port}, limit unknown (no connection "
-        'slot is left: FATAL:  too many connections for database "small")'
+    full = (
+        'no connection slot is left: FATAL:  too many connections for database "small", which is '
+        "the limit of that alone; name another with --dsn"
     )
+    make_older(state, 4000)
+    kept = f"the limit is as it was 1 h 06 min ago, it cannot be read now: {full}\n"
+    done = run(server.port, state, server.dsn("small", "watch"))
+    assert shortened(done, server) == (0, good + kept + note + OTHERS, "")
+    done = run(server.port, state, f"{server.dsn('small', 'watch')} connect_timeout=5")
+    assert shortened(done, server) == nothing_kept(full)
+    done = support.run(
+        "leak", "--leg", "client", "-p", str(server.port), "--limit", "sql", "-d",
+        f"{server.dsn('small', 'watch')} connect_timeout=6", "--state-dir", str(state),
+        user="nobody",
+    )  # fmt: skip
+    assert shortened(done, server) == nothing_kept(full, "PGSOCK_LEAK")
+
+
+def test_its_own_session_is_closed_whatever_becomes_of_it(
+    pg: PostgresServer, make_pg: MakePg, state: Path
+) -> None:
+    server = make_pg(settings=LOGGED, major=pg.version)
+    server.execute("CREATE ROLE watch LOGIN")
+    server.execute("CREATE DATABASE asked")
+    server.execute("REVOKE SELECT ON pg_catalog.pg_database FROM public", "asked")
+    done = run(server.port, state, server.dsn("asked", "watch"))
+    assert done == nothing_kept(
+        "the database refused a query: permission denied for table pg_database; see to the "
+        "server, --dsn and the role's rights"
+    )
+    wait_for(server, "asked", 2, 0, 0, 0, 0)
 
 
 def test_poolers(pg: PostgresServer, state: Path) -> None:

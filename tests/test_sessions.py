@@ -144,8 +144,8 @@ def test_several_databases_add_up() -> None:
     assert add_up([new, new]).origin == session_ends.FIRST_RUN
     each = {"app": one, "big": other, "new": new}
     assert kind_lines(each, 5) == [
-        "database app, 6 abandoned, 4 fatal, 1 killed: 11 bad ends",
-        "database big, 6 abandoned, 4 fatal, 1 killed: 11 bad ends",
+        "database app, 6 abandoned, 4 fatal, 1 killed: 11 ended badly",
+        "database big, 6 abandoned, 4 fatal, 1 killed: 11 ended badly",
     ]
     assert describe(total, list(each)) == (
         "12 abandoned, 8 fatal and 2 killed of 120 ended sessions on 3 databases over 5 min"
@@ -161,13 +161,36 @@ def test_several_databases_add_up() -> None:
     ]
 
 
+def test_many_databases_take_few_lines() -> None:
+    one = find_ends(sample(**LATER), [sample(300)], 300)
+    worse = find_ends(sample(**{**LATER, "killed": 60}), [sample(300)], 300)
+    new = {f"new{number:02}": find_ends(sample(**LATER), [], 300) for number in range(60)}
+    made = find_ends(sample(**LATER), [sample(300, oid=4)], 300)
+    known = {f"known{number:02}": one for number in range(22)}
+    each = {"made|": made, **new, **known, "worse": worse}
+    assert qualify(add_up(each.values()), each, 300, 20, False) == [
+        "database made? is counted from the next run on: the database was made anew since the last "
+        "run",
+        "databases new00, new01, new02, new03, new04 and 55 further are counted from the next run "
+        "on: this run is the first",
+    ]
+    lines = describe_each(each, [sample(name=name, **LATER).statistics for name in each], 20)
+    assert [line.partition(":")[0] for line in lines[:-1]] == [
+        "database worse",
+        *(f"database known{number:02}" for number in range(19)),
+    ]
+    assert lines[-1] == (
+        "3 further databases, where no more sessions ended badly than in any of these"
+    )
+
+
 def test_what_qualifies_the_numbers() -> None:
     reset = sample(backends=3, stats_reset=NOW - 30, fatal=1, session=SINCE_2000)
     ends = find_ends(reset, [sample(60)], 300)
     assert qualify(ends, {"app": ends}, 300, 200, True) == [
-        "earlier runs reach back 60 s of the 300 s of --over: rates are a lower bound",
-        "the statistics were reset, or lost in a crash, since: what came before is missing, a "
-        "lower bound",
+        "earlier runs reach back 60 s of the 300 s of --over",
+        "the statistics were reset, or lost in a crash, after an earlier run: what came between is "
+        "missing, so that counts and rates are lower bounds",
         "shares are not judged: 107 ended sessions, fewer than 200 (--min-sessions)",
         "1 of the fatal ones failed while they started: see to CONNECT rights, connection limits "
         "and settings of the databases, roles and clients",

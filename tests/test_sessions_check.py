@@ -77,7 +77,7 @@ def test_counts_are_the_truth_on_every_major(
             "database app over # (fatal_share outside range 0:10) | "
             f"{rates('0.013', '0.04', '0.013', '0.21')} {shares('6.667', '20.0', '6.667')} "
             f"{PROFILE}\n{SHORT_RUNS}{ADVICE}"
-            "database app, 4 abandoned, 12 fatal, 4 killed: 20 bad ends\n"
+            "database app, 4 abandoned, 12 fatal, 4 killed: 20 ended badly\n"
             "role postgres, from 127.0.0.1: 3 open now\n"
         )
         assert run(*options) == (1, expected, "")
@@ -165,7 +165,7 @@ def test_one_that_is_killed_at_night_wakes_nobody(pg: PostgresServer, state: str
         assert run(*options) == (0, f"{PREFIX} OK - {line.format('', '')}", "")
         # Whoever wants to know says so.
         over = " (killed_rate outside range 0:0)"
-        who = "database night, 1 killed: 1 bad ends\n"
+        who = "database night, 1 killed: 1 ended badly\n"
         done = run(*options, "--killed-rate-warning", "0")
         assert done == (1, f"{PREFIX} WARNING - {line.format(over, 0)}{who}", "")
         done = run(*options, "--killed-share-critical", "50%", "--min-sessions", "1")
@@ -193,7 +193,7 @@ def test_as_nobody_without_a_home_with_a_role_that_may_only_log_in(
                 f"{PREFIX} WARNING - 5 abandoned, 0 fatal and 0 killed of 20 ended sessions on "
                 f"database {name} in all that the statistics hold (abandoned_share outside range "
                 f"0:10) | {shares('25.0', '0.0', '0.0')} {PROFILE}\n{note}"
-                f"{'' if granted else HIDDEN}{ADVICE}database {name}, 5 abandoned: 5 bad ends\n"
+                f"{'' if granted else HIDDEN}{ADVICE}database {name}, 5 abandoned: 5 ended badly\n"
                 f"role postgres, {address}: 2 open now\n"
             )
             assert run(*options, user="nobody") == (1, expected, "")
@@ -236,7 +236,7 @@ def test_what_a_database_refuses_is_fatal_and_hides_the_length(
                 "rights, connection limits and settings of the databases, roles and clients\n"
                 "how long sessions last is not known: one that failed while it started may count "
                 "with all time since 2000; pg_stat_reset() begins anew\n"
-                "database refusing, 30 fatal: 30 bad ends\n"
+                "database refusing, 30 fatal: 30 ended badly\n"
             )
             assert run(*options) == (1, expected, "")
             # Once it is over, what was counted since then tells the length.
@@ -265,9 +265,10 @@ def test_reset_crash_restart_and_a_new_database(
     wait_for(pg, "app", 0, 0)
     abandon(pg, "app", 2)
     wait_for(pg, "app", 2, 2)
+    reach = "earlier runs reach back # of the 300 s of --over"
     lost = (
-        "the statistics were reset, or lost in a crash, since: what came before is missing, a "
-        "lower bound"
+        "the statistics were reset, or lost in a crash, after an earlier run: what came between is "
+        "missing, so that counts and rates are lower bounds"
     )
 
     def told() -> list[str]:
@@ -279,7 +280,7 @@ def test_reset_crash_restart_and_a_new_database(
     line, *notes = told()
     assert line.startswith(f"{PREFIX} OK - 5 abandoned, 0 fatal and 0 killed of 5 ended sessions")
     assert "abandoned_rate=0.017;;;0 " in line
-    assert notes == [SHORT_RUNS.strip(), lost, few.format("5 ended sessions"), ADVICE.strip()]
+    assert notes == [reach, lost, few.format("5 ended sessions"), ADVICE.strip()]
     with pg.connect("app") as session:
         # A backend killed so makes the postmaster start over, with empty statistics.
         os.kill(session.backend_pid, 9)
@@ -368,8 +369,8 @@ def test_several_databases_have_labels_of_their_own(pg: PostgresServer, state: s
         assert len({one[:19] for one in labels}) == len(labels)
         assert done.code == 1
         assert done.out.splitlines()[-2:] == [
-            "database a_database_of_0, 30 abandoned: 30 bad ends",
-            "database a_database_of_1, 3 abandoned: 3 bad ends",
+            "database a_database_of_0, 30 abandoned: 30 ended badly",
+            "database a_database_of_1, 3 abandoned: 3 ended badly",
         ]
         pg.execute("CREATE DATABASE a_new_one")
         try:
@@ -458,6 +459,34 @@ def test_the_mode_of_pooling_by_a_load_that_is_known(pg: PostgresServer, state: 
         assert "session pooling suffices, and saves their starts" in (
             support.run("sessions", *options).out
         )
+
+
+def test_its_own_session_is_closed_whatever_becomes_of_it(pg: PostgresServer) -> None:
+    with new_database(pg, "asked") as name:
+        assert run("-d", pg.dsn(name), "--database", "nosuch") == (
+            3,
+            f"{PREFIX} UNKNOWN - the server has no database nosuch; see to --database\n",
+            "",
+        )
+        wait_for(pg, name, 1, 0, 0, 0, 0)
+        assert run("-d", pg.dsn(name)).code == 0
+        wait_for(pg, name, 2, 0, 0, 0, 0)
+    support.require("pgbouncer")
+    with PgBouncerServer(pg) as pooler:
+        done = run("-d", pooler.dsn("pgbouncer", "stats"))
+        assert done == (
+            3,
+            f"{PREFIX} UNKNOWN - this is PgBouncer's console, not a database; name a database with "
+            "--dsn\n",
+            "",
+        )
+        support.wait_until(lambda: len(_ends(pooler)) == 1, "the session has ended")
+        assert "client close request" in _ends(pooler)[-1]
+
+
+def _ends(pooler: PgBouncerServer) -> list[str]:
+    log = pooler.log.read_text(encoding="utf-8").splitlines()
+    return [line for line in log if "/stats@" in line and "closing because: " in line]
 
 
 def test_no_slot_left_is_critical(make_pg: MakePg) -> None:

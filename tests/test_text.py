@@ -44,3 +44,9 @@ def test_say_top() -> None:
     assert text.say_top(counts, say, "peers", "open", 3) == [*lines[:2], "2 more peers: 3 open"]
     assert text.say_top(counts, say, "peers", "open", 1) == ["4 more peers: 10 open"]
     assert text.say_top({}, say, "peers", "open", 3) == []
+
+
+def test_name_some() -> None:
+    assert text.name_some(["a"]) == "a"
+    assert text.name_some(list("abcde")) == "a, b, c, d, e"
+    assert text.name_some(list("abcdefg")) == "a, b, c, d, e and 2 further"

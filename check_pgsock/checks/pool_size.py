@@ -4,32 +4,35 @@
 
 The busy ratio is the time sessions executed statements over that time and the time they were idle
 in a transaction, from pg_stat_database (PostgreSQL 14 and later), per database, in thousandths. The
-largest allowed pool is the greatest whole number below the limit, and 1 at least; more connections
-than that only contend for the cores. A ratio of 0 sets no limit. The smallest is the pool in which
-a client waits for a connection with a probability of at most 1 % (Erlang C), at the highest load
-from one run to a next within a day. With session pooling (--pool-mode) a client holds its
-connection until it leaves: the ratio is that of whole sessions, and the smallest pool is the
-highest number of sessions at a time.
+largest allowed pool is the greatest whole number up to the limit (up to 5 % of it, and half a
+connection, are left to what is measured), and 1 at least; more connections only contend for the
+cores. A ratio of 0 sets no limit. The smallest is the pool in which a client waits for a connection
+with a probability of at most 1 % (Erlang C), at the highest load from one run to a next within a
+day, and no more than were ever seen of a pool that never was full. With session pooling
+(--pool-mode) a client holds its connection until it leaves: the ratio is that of whole sessions,
+and the smallest pool is the highest number of sessions at a time.
 
 The window begins with the newest run at least --since ago, or, while there is too little activity,
 with an earlier one, up to a day ago. Statements and transactions in progress count in it; how the
-earlier part of a transaction was divided is not known: where that matters the ratio is said to be
-unreliable. Until a run is so long ago (a retry keeps the evidence of the first run), after a
+earlier part of a transaction was divided is not known, and what sessions did before may come into
+the statistics late: where that matters the ratio is said to be unreliable, and judged by the least
+that it may be. Until a run is so long ago (a retry keeps the evidence of the first run), after a
 restart, a reset or a fail-over, and without a state directory, the window is all that the
 statistics hold: since their reset, or since an unknown time where PostgreSQL names none (15 and
 later, never reset or crashed since). Of the latter there is a ratio and no average: it is judged
 from 60 s of statements and transactions on, without --min-busy and the labels busy_sessions,
-idle_in_transaction, pool_size_needed and window. Without enough activity there is nothing to judge:
-OK, without the labels of what cannot be measured.
+idle_in_transaction, pool_size_needed and window. In a window shorter than --since
+or 60 s, whichever is less, and without enough activity, there is nothing to judge: OK, without the
+labels of what cannot be measured.
 
 pool_size is what --pool-size, PgBouncer's console (--console) or its file (--ini) says, times
---poolers, or the client backends seen within a day where they are more or nothing is said. Of
+--poolers, or the client backends seen within an hour where they are more or nothing is said. Of
 several databases the one with the largest pool in terms of what it may be is judged; each that is
 named has labels of its own. full_load is what all pools of the server come to, each in full use, in
-percent of what the server can run; judged where there are two or more. Cores are those that the
-postmaster may use (affinity, cpuset, CPU quota), where the server is proven to be on this machine;
-else name them: --cores. Parallelism is measured by looks at the server's sessions, ten at each run,
-added up over a day; of few it is assumed to be 1.
+percent of what the server can run; judged where there are two or more, or a threshold is named.
+Cores are those that the postmaster may use (affinity, cpuset, CPU quota), where the server is
+proven to be on this machine; else name them: --cores. Parallelism is measured by looks at the
+server's sessions, ten at each run, added up over a day; of few it is assumed to be 1.
 
 A refused connection slot is CRITICAL, without perfdata: nothing was measured; the limit of the
 check's own role is not what others meet: UNKNOWN. The DSN may be a URI, key=value pairs or
@@ -46,12 +49,14 @@ from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, R
 from check_pgsock.plugin import run as run_check
 from check_pgsock.pooling import pools, sizing, windows, wording
 from check_pgsock.pooling.pools import Pool, Terms
-from check_pgsock.pooling.reading import read_server
+from check_pgsock.pooling.reading import read_server, sum_looks
 from check_pgsock.pooling.samples import PoolStore
-from check_pgsock.pooling.sizes import add_size_options, find_sizes, validate_size_options
-from check_pgsock.pooling.windows import Sample
-from check_pgsock.postgres import parallelism
-from check_pgsock.postgres.parallelism import Looks
+from check_pgsock.pooling.sizes import (
+    add_size_options,
+    find_sizes,
+    read_configuration,
+    validate_size_options,
+)
 from check_pgsock.sql_check import (
     add_database_options,
     open_client,
@@ -140,12 +145,15 @@ def validate(options: "Namespace") -> None:
 def probe(run: Run) -> Report:
     """Read the statistics, put them beside the stored ones, assess each pool."""
     options = run.options
+    configured = read_configuration(run)
     try:
         client = open_client(run)
     except SlotsExhausted as refused:
         return Report(str(refused), [], floor=("critical", ""))
-    reading = read_server(run, client)
-    client.close()
+    try:
+        reading = read_server(run, client)
+    finally:
+        client.close()  # or this would be a session that was abandoned
     terms = Terms(
         reading.cores,
         options.io_limit,
@@ -160,7 +168,7 @@ def probe(run: Run) -> Report:
     earlier = {oid: None if store is None else store.read(name) for oid, name in names.items()}
     elsewhere = sum_looks(samples, earlier)
     asked = {name: oid in reading.chosen for oid, name in names.items()}
-    sizes = find_sizes(run, asked, reading.server)
+    sizes = find_sizes(options, configured, asked, reading.server)
     assessed = {
         oid: pools.assess(
             sample,
@@ -186,23 +194,19 @@ def probe(run: Run) -> Report:
     share = pools.full_load(working, terms.capacity)
     return Report(
         headline(worst, others, terms),
-        measure(worst, list(judged.values()), options.database, share, len(working)),
+        measure(
+            worst,
+            list(judged.values()),
+            options.database,
+            share,
+            len(working) > 1 or "full_load" in options.given_thresholds,
+        ),
         notes=[*describe(worst, working, terms, share), *sizes.notes, *reading.notes],
         who=lambda: wording.top_backends(worst, reading.backends.get(oid, [])),
         told=told,
         details=[*reading.details, f"state: {'none' if store is None else store.path}"],
         judged=None if worst.outcome == pools.JUDGED else NOT_JUDGED,
         commit=None if store is None else lambda: store.commit(samples.values(), run.now),
-    )
-
-
-def sum_looks(samples: "dict[int, Sample]", earlier: "dict[int, Optional[list[Sample]]]") -> Looks:
-    """The looks at all databases, of this run and of earlier ones."""
-    return parallelism.add(
-        each.looks
-        for oid, sample in samples.items()
-        for each in [sample, *windows.find_same(sample, earlier[oid] or [])]
-        if each.looks is not None
     )
 
 
@@ -222,7 +226,7 @@ def describe(
         wording.describe_quality(worst),
         wording.describe_unseen(worst),
     ]
-    if share is not None and share > 100 and len(working) > 1:
+    if share is not None and share > 105 and len(working) > 1:
         notes.append(wording.describe_together(working, terms, share))
     return [one for one in notes if one is not None]
 
@@ -245,7 +249,7 @@ def measure(
     judged: "list[Pool]",
     named: "list[str]",
     share: "Optional[float]",
-    working: int,
+    is_judged: bool,
 ) -> "list[Metric]":
     """The metrics of the worst pool, and those of each where several databases are named."""
     metrics = [Metric("pool_size", worst.size, base=worst.allowed)]
@@ -257,8 +261,8 @@ def measure(
         metrics.append(Metric("busy_ratio", worst.ratio, maximum=1))
         metrics.append(Metric("parallelism", worst.parallelism, minimum=1))
     if share is not None:
-        # A single pool is judged by its size.
-        metrics.append(Metric("full_load", share, "%", judged=working > 1))
+        # A single pool is judged by its size, unless a threshold is named.
+        metrics.append(Metric("full_load", share, "%", judged=is_judged))
     for label, average in (
         ("busy_sessions", worst.window.busy_sessions),
         ("idle_in_transaction", worst.window.in_transaction_sessions),
@@ -283,7 +287,7 @@ SPEC = CheckSpec(
     description=__doc__,
     judged=(
         Judged("pool_size", "connections of a pool", "100%", percent_of="the largest allowed pool"),
-        Judged("full_load", "percent of what the server can run, by all pools in full use", "100"),
+        Judged("full_load", "percent of what the server can run, by all pools in full use", "105"),
     ),
     probe=probe,
     add_options=add_options,

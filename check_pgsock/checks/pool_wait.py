@@ -8,10 +8,11 @@
 PgBouncer's console is asked (-d, dbname=pgbouncer is implied); a user in stats_users may. Nothing
 but SHOW is sent. wait_ratio takes what earlier runs saw: it is the growth of total_wait_time, to
 which PgBouncer adds a wait when that ends, and of the waits that have not ended. Clients that give
-up are not in it: with those it is a lower bound. It has no label on a first run. cl_waiting and
-wait_ratio have no default thresholds: how many may wait for a moment depends on how many there
-are. A client that logs in while its pool has no server connection waits as well; PgBouncer's own
-maxwait leaves it out, here it counts, from when it sent its request, to the second.
+up are not in it, nor what a PgBouncer that was restarted had counted since the run before, which is
+said: with those it is a lower bound. It has no label on a first run. cl_waiting and wait_ratio have
+no default thresholds: how many may wait for a moment depends on how many there are. A client that
+logs in while its pool has no server connection waits as well; PgBouncer's own maxwait leaves it
+out, here it counts, from when it sent its request, to the second.
 
 --database and --user choose pools, by the names that clients give; SHOW STATS knows no users, so
 with --user there is no wait_ratio. clients is always that of the whole process, less the check's
@@ -29,7 +30,7 @@ the verdict depends on it the check is UNKNOWN and says why.
 from check_pgsock import options as opts
 from check_pgsock.dsn_option import add_dsn
 from check_pgsock.errors import SlotsExhausted, SourceError, UsageError
-from check_pgsock.plugin import CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
 from check_pgsock.text import plural, write_seconds
 
@@ -110,11 +111,12 @@ def ask(run: Run) -> Report:
         found = read_waits(run)
     except SlotsExhausted as refused:
         return Report(str(refused), [], floor=("critical", ""))
+    too_many = run.exceeds("clients", found.clients, found.most_clients)
     return Report(
-        headline(found),
+        headline(found, too_many),
         measure(found),
         notes=found.notes,
-        who=found.who,
+        who=lambda: found.who(too_many, WHO_LINES),
         told=found.told,
         details=found.details,
         commit=found.commit,
@@ -122,12 +124,17 @@ def ask(run: Run) -> Report:
     )
 
 
-def headline(found: "ConsoleWaits") -> str:
-    """`pool app/app: 12 clients wait, the first for 3.2 s; 20 of 20 server connections in use`"""
+def headline(found: "ConsoleWaits", too_many: bool) -> str:
+    """`pool app/app: 12 clients wait, the first for 3.2 s; 20 of 20 server connections in use`, or
+    first how many clients there are, where these are `too_many`.
+    """
     sentence = found.describe()
     if found.average is not None:
         over = write_seconds(found.average.seconds)
-        sentence += f"; {found.average.mean:.2f} waited on average over {over}"
+        least = "at least " if found.average.is_bound else ""
+        sentence += f"; {least}{found.average.mean:.2f} waited on average over {over}"
+    if too_many:
+        return f"{found.describe_clients()}; {sentence}"
     return f"{sentence}; {found.clients} of {found.most_clients} client connections"
 
 

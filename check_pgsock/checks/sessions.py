@@ -39,6 +39,8 @@ other roles are told from open sessions, and client addresses are shown. Service
 database share their samples unless --state-key or --over differs.
 """
 
+from contextlib import closing
+
 from check_pgsock import options as opts
 from check_pgsock.errors import SlotsExhausted, UsageError
 from check_pgsock.labels import label_of
@@ -103,11 +105,11 @@ def probe(run: Run) -> Report:
         client = open_client(run)
     except SlotsExhausted as refused:
         return Report(str(refused), [], floor=("critical", ""))
-    server = client.query("server.sql")[0]
-    databases = read_statistics(client, server, options.database)
-    holders = [Holder(**row) for row in client.query("session_holders.sql")]
-    details = [client.describe()]
-    client.close()
+    with closing(client):
+        server = client.query("server.sql")[0]
+        databases = read_statistics(client, server, options.database)
+        holders = [Holder(**row) for row in client.query("session_holders.sql")]
+        details = [client.describe()]
 
     samples = {
         one.name: Sample(one, sum(each.count for each in holders if each.oid == one.oid))

@@ -31,6 +31,7 @@ class Pool(NamedTuple):
 
     database: str  # the alias, as clients name it
     user: str
+    active: int  # clients that are served, or ask for nothing
     waiting: int  # clients that wait for a server connection
     servers: Mapping[str, int]  # server connections by column: sv_active, sv_idle, ...
     waited: float  # seconds for which the first of those that wait has; 0 where it logs in
@@ -40,6 +41,11 @@ class Pool(NamedTuple):
     def connections(self) -> int:
         """The server connections that count towards the pool's size (pool_server_count())."""
         return sum(self.servers.values())
+
+    @property
+    def clients(self) -> int:
+        """All its clients."""
+        return self.active + self.waiting
 
 
 class WaitingClient(NamedTuple):
@@ -84,6 +90,7 @@ def parse_pools(rows: Iterable[Row]) -> list[Pool]:
             Pool(
                 row["database"],
                 _text(row, "user", "POOLS"),
+                _number(row, "cl_active", "POOLS"),
                 _number(row, "cl_waiting", "POOLS"),
                 servers,
                 _number(row, "maxwait", "POOLS") + microseconds / 10**6,
@@ -124,6 +131,14 @@ def parse_counters(rows: Iterable[Row]) -> dict[str, list[int]]:
         for row in rows
         if row["database"] != CONSOLE
     }
+
+
+def parse_console_queries(rows: Iterable[Row]) -> int:
+    """SHOW STATS: how many queries the console has answered, this one counted. Each session adds at
+    least one, so that a process says more each time.
+    """
+    own = (row for row in rows if row["database"] == CONSOLE)
+    return sum(_number(row, "total_query_count", "STATS") for row in own)
 
 
 def parse_databases(rows: Iterable[Row]) -> dict[str, Database]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Callable
 
 from check_pgsock.dsn_option import libpq_environment
@@ -13,6 +14,7 @@ from check_pgsock.pooling import wait_time
 from check_pgsock.pooling.waits import (
     Pooler,
     PoolWait,
+    client_lines,
     describe,
     find_waits,
     note_databases,
@@ -21,7 +23,7 @@ from check_pgsock.pooling.waits import (
 from check_pgsock.postgres.client import CONSOLE, connect_console
 from check_pgsock.socket_state import NO_DIRECTORY
 from check_pgsock.store import Store, make_key
-from check_pgsock.text import clean, plural
+from check_pgsock.text import clean, plural, write_seconds
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from check_pgsock.plugin import Run
     from check_pgsock.pooling.wait_time import Waited
 
+_MOST_TOLD = 20  # databases, at -v
 _TELLS_STATE = (1, 19)  # SHOW STATE came with it
 _ONE_OF_SEVERAL = (
     "PgBouncer processes share this port (so_reuseport), and the one that answered tells of itself "
@@ -40,8 +43,15 @@ _ONE_OF_SEVERAL = (
 class ConsoleWaits:
     """What the console told: of the pools that were chosen, and of the whole process."""
 
-    def __init__(self, waits: Sequence[PoolWait], pooler: Pooler, details: list[str]) -> None:
+    def __init__(
+        self,
+        waits: Sequence[PoolWait],
+        pools: Sequence[Pool],
+        pooler: Pooler,
+        details: list[str],
+    ) -> None:
         self.waits = waits
+        self.pools = pools  # of the process
         self.clients = 0  # of the process
         self.most_clients = 0  # max_client_conn
         self.average: Waited | None = None
@@ -73,9 +83,18 @@ class ConsoleWaits:
             return describe(waiting[0])
         return f"{describe(waiting[0])}; {self.waiting} clients wait in {len(waiting)} pools"
 
-    def who(self) -> list[str]:
-        """The pools by the clients that wait."""
-        return wait_lines(self.waits, self._pooler)
+    def describe_clients(self) -> str:
+        """How many client connections the process has, which are too many, in words."""
+        text = f"{self.clients} of {self.most_clients} client connections (max_client_conn)"
+        full = self.clients >= self.most_clients
+        return f"{text}: PgBouncer refuses further clients" if full else text
+
+    def who(self, too_many: bool, most: int) -> list[str]:
+        """At most `most` lines: where the process has `too_many` clients the pools with most, and
+        the pools by the clients that wait.
+        """
+        lines = client_lines(self.pools, most // 2) if too_many else []
+        return lines + wait_lines(self.waits, self._pooler, most - len(lines))
 
 
 def read_waits(run: Run) -> ConsoleWaits:
@@ -83,30 +102,29 @@ def read_waits(run: Run) -> ConsoleWaits:
     given is none.
     """
     options = run.options
-    client = connect_console(options.dsn, run.spec.executable, run.deadline)
-    pools = console.parse_pools(client.show("POOLS"))
-    clients = []
-    if any(one.waiting for one in pools):
-        clients = console.parse_waiting_clients(client.show("CLIENTS"))
-    counters = console.parse_counters(client.show("STATS"))
-    taken = time.time()
-    config = console.parse_config(client.show("CONFIG"))
-    lists = console.parse_lists(client.show("LISTS"))
-    state = ""
-    if console.parse_release(client.version) >= _TELLS_STATE:
-        state = console.find_state(client.show("STATE"))
-    pooler = Pooler(
-        console.parse_databases(client.show("DATABASES")),
-        console.parse_users(client.show("USERS")),
-        state,
-        _setting(config, "server_login_retry"),
-    )
-    endpoint, details = client.endpoint, [client.describe()]
-    client.close()
+    with closing(connect_console(options.dsn, run.spec.executable, run.deadline)) as client:
+        pools = console.parse_pools(client.show("POOLS"))
+        clients = []
+        if any(one.waiting for one in pools):
+            clients = console.parse_waiting_clients(client.show("CLIENTS"))
+        stats = client.show("STATS")
+        taken = time.time()
+        config = console.parse_config(client.show("CONFIG"))
+        lists = console.parse_lists(client.show("LISTS"))
+        state = ""
+        if console.parse_release(client.version) >= _TELLS_STATE:
+            state = console.find_state(client.show("STATE"))
+        pooler = Pooler(
+            console.parse_databases(client.show("DATABASES")),
+            console.parse_users(client.show("USERS")),
+            state,
+            _setting(config, "server_login_retry"),
+        )
+        endpoint, details = client.endpoint, [client.describe()]
 
     _require_names(options, pooler, pools)
     chosen = [one for one in pools if _is_chosen(options, one)]
-    found = ConsoleWaits(find_waits(chosen, clients, pooler), pooler, details)
+    found = ConsoleWaits(find_waits(chosen, clients, pooler), pools, pooler, details)
     found.clients = lists.get("used_clients", 0) - 1
     found.most_clients = _whole(config, "max_client_conn")
     found.notes = note_databases(pooler, options.database)
@@ -122,9 +140,7 @@ def read_waits(run: Run) -> ConsoleWaits:
             "one of several PgBouncer processes, if others share its port (so_reuseport): it tells "
             "of itself alone"
         )
-    _add_average(
-        run, found, shared, (endpoint, config.get("peer_id", "")), taken, counters, clients
-    )
+    _add_average(run, found, shared, (endpoint, config.get("peer_id", "")), taken, stats, clients)
     return found
 
 
@@ -134,7 +150,7 @@ def _add_average(
     is_shared: bool,
     pooler: object,
     taken: float,
-    counters: Mapping[str, Sequence[int]],
+    stats: Sequence[console.Row],
     clients: Iterable[WaitingClient],
 ) -> None:
     """Put the counters beside those of earlier runs."""
@@ -165,22 +181,39 @@ def _add_average(
         waits.setdefault(one.database, []).append(one.waited)
     chosen = {
         name: counts
-        for name, counts in counters.items()
+        for name, counts in console.parse_counters(stats).items()
         if not options.database or name in options.database
     }
     before, passed = (earlier[-1][1], taken - earlier[-1][0]) if earlier else (None, 0.0)
-    sample = wait_time.take_sample(before, passed, chosen, waits)
+    asked = console.parse_console_queries(stats)
+    sample = wait_time.take_sample(before, passed, asked, chosen, waits)
     found.average = wait_time.average(earlier, taken, sample, options.over)
     if found.average is None:
         found.notes.append("first run: wait_ratio is measured from the second on")
     else:
         found.details.append(f"wait_ratio is that of {found.average.seconds:.3f} s")
-        found.told += [
-            f"database {clean(name, 63)}: {mean:.3f} clients waited on average"
-            for name, mean in sorted(found.average.means.items(), key=lambda item: -item[1])
-        ]
+        found.told += _tell_means(found.average)
+        if found.average.is_bound:
+            found.notes.append(
+                "PgBouncer was restarted, or counters of it began anew, within the last "
+                f"{write_seconds(found.average.seconds)}: what it had counted since the run before "
+                "is missing, wait_ratio is a lower bound"
+            )
     found.details.append(f"state: {store.path}")
     found.commit = lambda: store.commit({key: sample}, taken, options.over)
+
+
+def _tell_means(average: Waited) -> list[str]:
+    """The databases whose clients waited most."""
+    ranked = sorted(average.means.items(), key=lambda item: (-item[1], item[0]))
+    lines = [
+        f"database {clean(name, 63)}: {mean:.3f} clients waited on average"
+        for name, mean in ranked[:_MOST_TOLD]
+    ]
+    if len(ranked) > _MOST_TOLD:
+        rest = sum(mean for _, mean in ranked[_MOST_TOLD:])
+        lines.append(f"{len(ranked) - _MOST_TOLD} more databases: {rest:.3f}")
+    return lines
 
 
 def _is_shared(config: Mapping[str, str], endpoint: tuple[str, int]) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 JUDGED = "judged"
 TOO_LITTLE = "too little activity"
 NO_STATEMENTS = "no statements"
+UNRELIABLE = "unreliable"
 
 # Where a parallelism is from.
 GIVEN = "given"
@@ -25,6 +26,8 @@ ASSUMED = "assumed"
 
 TRANSACTION, SESSION = "transaction", "session"
 
+# Seconds of a window that is long enough whatever --since says.
+_SHORTEST = 60.0
 # The check's own session is in the statistics, with up to 30 ms a run: in a window shorter than
 # this (seconds) that alone may look like activity, so activity is averaged over this at least.
 SHORTEST_AVERAGED = 2.0
@@ -33,6 +36,9 @@ SHORTEST_AVERAGED = 2.0
 LEAST_COUNTED = 60.0
 # Looks at statements that tell their parallelism: of fewer, one that happens to start weighs much.
 _LEAST_LOOKS = 20
+# Seconds that client backends were seen in which are the pool's size: one that was lowered before
+# is no longer judged by what it was.
+RECENT = 3600.0
 # A busy ratio that may be by so much another one is not to be relied on.
 RELIABLE = 0.05
 
@@ -124,6 +130,11 @@ class Terms:
         self.poolers = poolers
 
     @property
+    def shortest(self) -> float:
+        """The seconds that a window has to have, since a fresh reset, too."""
+        return min(self.since or 0.0, _SHORTEST)
+
+    @property
     def capacity(self) -> float:
         """How many processes the server can run at once."""
         return sizing.capacity(self.cores, self.io_limit)
@@ -132,8 +143,8 @@ class Terms:
 class Pool:
     """One database's pool.
 
-    `size` is what is judged: the larger of what is `configured` and the `peak` of the client
-    backends seen within a day. `allowed` is the largest size that the formula allows, None unless
+    `size` is what is judged: the larger of what is `configured` and the most client backends
+    `seen` within an hour. `allowed` is the largest size that the formula allows, None unless
     the outcome is JUDGED; `needed` the smallest that no client has to wait for, None where that is
     not known; `work` the processes that execute where all of it is in use; `ratio` is None where
     it is of too little. With `is_session` a client holds its connection until it leaves.
@@ -141,25 +152,31 @@ class Pool:
 
     __slots__ = (
         "allowed", "configured", "is_session", "name", "needed", "outcome", "parallelism",
-        "parallelism_is", "peak", "ratio", "size", "window", "work",
+        "parallelism_is", "poolers", "ratio", "seen", "size", "window", "work",
     )  # fmt: skip
 
     def __init__(
-        self, name: str, window: Window, size: int, peak: int, configured: "Optional[Size]",
-        parallelism: "tuple[float, str]", is_session: bool = False,
+        self, name: str, window: Window, size: int, seen: int, configured: "Optional[Size]",
+        parallelism: "tuple[float, str]", is_session: bool = False, poolers: int = 1,
     ) -> None:  # fmt: skip
         self.name = name
         self.window = window
         self.size = size
-        self.peak = peak
+        self.seen = seen
         self.configured = configured
         self.is_session = is_session
+        self.poolers = poolers
         self.parallelism, self.parallelism_is = parallelism
         self.outcome = TOO_LITTLE
         self.ratio: Optional[float] = None
         self.allowed: Optional[int] = None
         self.needed: Optional[int] = None
         self.work: Optional[float] = None
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether the size is what is seen, not what is configured."""
+        return self.configured is None or self.size > self.configured.connections * self.poolers
 
     @property
     def is_reliable(self) -> bool:
@@ -183,32 +200,45 @@ def assess(
     """Assess the pool of one database; `elsewhere` are the looks at all databases."""
 
     def is_enough(window: Window) -> bool:
-        return window.active + window.idle >= least_spent(window, terms.least_busy)
+        long = window.seconds is None or window.seconds >= terms.shortest
+        spent = window.active + window.idle
+        return long and spent >= least_spent(window, terms.least_busy) and not window.is_late
 
     window = windows.choose_window(current, earlier, terms.since, is_enough)
     same = windows.find_same(current, earlier or [])
     day = [one for one in same if current.taken - one.taken <= windows.LONGEST]
+    recent = [one for one in day if current.taken - one.taken <= RECENT]
+    seen = max(one.backends for one in [current, *recent])
     peak = max(one.backends for one in [current, *day])
     each = 0 if configured is None else configured.connections * terms.poolers
     pool = Pool(
-        current.statistics.name, window, max(each, peak), peak, configured,
+        current.statistics.name, window, max(each, seen), seen, configured,
         _choose_parallelism(terms, current, day, elsewhere), is_session,
+        terms.poolers,
     )  # fmt: skip
-    if not is_enough(window) or window.active + window.idle <= 0:
+    if not (is_enough(window) or window.is_late) or window.active + window.idle <= 0:
         return pool
     if is_session:
         pool.ratio = _session_ratio(window, current, day)
         pool.needed = peak
     else:
         pool.ratio = sizing.busy_ratio(window.active, window.idle)
-        load = max(window.load or 0.0, windows.highest_load(current, day) or 0.0)
+        load = max(
+            windows.highest_load(current, day) or 0.0,
+            0.0 if window.is_late else window.load or 0.0,
+        )
         pool.needed = sizing.smallest_sufficient(load) if load else None
+    if pool.needed is not None and 0 < peak < (each or pool.needed):
+        # It never was full, or each client has a connection of its own: more were never wanted.
+        pool.needed = min(pool.needed, peak)
     if pool.ratio is None:
         return pool
-    limit = sizing.upper_limit(terms.capacity, pool.ratio, pool.parallelism)
-    pool.outcome = NO_STATEMENTS if limit is None else JUDGED
+    # A ratio that is not reliable is judged where it is wrong whatever it is.
+    judged = pool.ratio if pool.is_reliable else window.lowest
+    limit = sizing.upper_limit(terms.capacity, judged, pool.parallelism)
+    pool.outcome = JUDGED if limit is not None else UNRELIABLE if pool.ratio else NO_STATEMENTS
     pool.allowed = None if limit is None else sizing.largest_allowed(limit)
-    pool.work = pool.size * pool.ratio * pool.parallelism
+    pool.work = pool.size * judged * pool.parallelism
     return pool
 
 

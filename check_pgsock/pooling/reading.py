@@ -1,7 +1,7 @@
 """What check_pgsock_pool_size reads of a server, by one connection."""
 
 from check_pgsock.errors import SourceError
-from check_pgsock.pooling import pools
+from check_pgsock.pooling import pools, windows
 from check_pgsock.pooling.pools import Backends
 from check_pgsock.pooling.windows import Sample
 from check_pgsock.postgres import parallelism
@@ -108,3 +108,15 @@ def _look(run: "Run", client: "Client", reading: Reading) -> "dict[int, Looks]":
         return looks
     oids = {one.name: one.oid for one in reading.databases}
     return parallelism.look_at_titles(pid, oids, run.deadline)
+
+
+def sum_looks(
+    samples: "dict[int, Sample]", earlier: "dict[int, Optional[list[Sample]]]"
+) -> "Looks":
+    """The looks at all databases, of this run and of earlier ones."""
+    return parallelism.add(
+        each.looks
+        for oid, sample in samples.items()
+        for each in [sample, *windows.find_same(sample, earlier[oid] or [])]
+        if each.looks is not None
+    )

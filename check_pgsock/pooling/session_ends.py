@@ -90,6 +90,11 @@ class Ends:
         """Whether the numbers are known."""
         return self.origin in (EARLIER_RUN, NO_STATE)
 
+    @property
+    def ended_badly(self) -> int:
+        """Those of all three kinds."""
+        return self.abandoned + self.fatal + self.killed
+
     def share(self, kind: str) -> "Optional[float]":
         """How many of a hundred ended sessions ended so; None where none ended."""
         return 100.0 * float(getattr(self, kind)) / self.ended if self.ended else None
@@ -166,7 +171,7 @@ def _count(chain: "list[Sample]", found: Ends) -> Ends:
     found.abandoned, found.fatal, found.killed = (int(grown[kind]) for kind in KINDS)
     found.new = int(grown["sessions"])
     left = chain[-1].backends - chain[0].backends
-    found.ended = max(found.new - left, found.abandoned + found.fatal + found.killed)
+    found.ended = max(found.new - left, found.ended_badly)
     found.session = grown["session"]
     found.in_transaction = grown["active"] + grown["idle"]
     if found.origin == EARLIER_RUN and found.fatal:

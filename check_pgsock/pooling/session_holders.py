@@ -43,18 +43,14 @@ class Holder:
 
 def kind_lines(each: "Mapping[str, Ends]", most: int) -> "list[str]":
     """At most `most` lines: the databases where most sessions ended badly, and how."""
-    bad = {
-        name: sum(getattr(ends, kind) for kind in KINDS)
-        for name, ends in each.items()
-        if any(getattr(ends, kind) for kind in KINDS)
-    }
+    bad = {name: ends.ended_badly for name, ends in each.items() if ends.ended_badly}
 
     def say(name: str) -> str:
         ends = each[name]
         kinds = ", ".join(f"{getattr(ends, kind)} {kind}" for kind in KINDS if getattr(ends, kind))
         return f"database {clean(name)}, {kinds}"
 
-    return say_top(bad, say, "databases", "bad ends", most)
+    return say_top(bad, say, "databases", "ended badly", most)
 
 
 def holder_lines(holders: "list[Holder]", most: int) -> "list[str]":

@@ -4,7 +4,7 @@ from check_pgsock.pooling import session_ends
 from check_pgsock.pooling.mode import describe_usage, find_usage
 from check_pgsock.pooling.session_ends import Ends
 from check_pgsock.postgres import statistics
-from check_pgsock.text import clean, plural, write_seconds
+from check_pgsock.text import clean, name_some, plural, write_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ _NEXT_RUN = {
     statistics.OTHER_DATABASE: "the database was made anew since the last run",
     statistics.CLOCK_STEP: "the server's clock was set back since the last run",
 }
+_MOST_DESCRIBED = 20  # databases
 NO_DIRECTORY = "there is no state directory (--state-dir) that keeps the counters of earlier runs"
 
 
@@ -59,14 +60,13 @@ def qualify(
     if total.origin == session_ends.NO_STATE:
         lines.append(f"rates are not known, and shares are of all time: {NO_DIRECTORY}")
     elif total.seconds < over:
-        lines.append(
-            f"earlier runs reach back {write_seconds(total.seconds)} of the {over:g} s of "
-            "--over: rates are a lower bound"
-        )
+        bound = "" if total.began_anew else ": rates are a lower bound"
+        reach = write_seconds(total.seconds)
+        lines.append(f"earlier runs reach back {reach} of the {over:g} s of --over{bound}")
     if total.began_anew:
         lines.append(
-            "the statistics were reset, or lost in a crash, since: what came before is missing, a "
-            "lower bound"
+            "the statistics were reset, or lost in a crash, after an earlier run: what came "
+            "between is missing, so that counts and rates are lower bounds"
         )
     if total.ended < least:
         lines.append(
@@ -83,24 +83,37 @@ def qualify(
             f"{total.false_starts} of the fatal ones failed while they started: see to CONNECT "
             "rights, connection limits and settings of the databases, roles and clients"
         )
-    lines += [
-        f"database {clean(name)} is counted from the next run on: {_why(one)}"
-        for name, one in each.items()
-        if not one.is_counted
+    return lines + _tell_uncounted(each)
+
+
+def _tell_uncounted(each: "Mapping[str, Ends]") -> "list[str]":
+    names: dict[str, list[str]] = {}
+    for name, one in each.items():
+        if not one.is_counted:
+            names.setdefault(_why(one), []).append(clean(name))
+    return [
+        f"{'databases' if len(some) > 1 else 'database'} {name_some(some)} "
+        f"{'are' if len(some) > 1 else 'is'} counted from the next run on: {why}"
+        for why, some in names.items()
     ]
-    return lines
 
 
 def describe_each(
     each: "Mapping[str, Ends]", databases: "Iterable[Statistics]", least: int
 ) -> "list[str]":
-    """Each database in a sentence; of one alone the rest of the output says it."""
+    """The databases in a sentence each, those first where most sessions ended badly; of one alone
+    the rest of the output says it.
+    """
     if len(each) == 1:
         return []
+    counted = [one for one in databases if each[one.name].is_counted]
+    counted.sort(key=lambda one: (-each[one.name].ended_badly, one.name))
     lines = []
-    for one in databases:
+    for one in counted[:_MOST_DESCRIBED]:
         ends = each[one.name]
-        if ends.is_counted:
-            usage = describe_usage(find_usage([one], ends, least), least)
-            lines.append(f"database {clean(one.name)}: {_tell(ends)} {_span(ends)}; {usage}")
+        usage = describe_usage(find_usage([one], ends, least), least)
+        lines.append(f"database {clean(one.name)}: {_tell(ends)} {_span(ends)}; {usage}")
+    if len(counted) > _MOST_DESCRIBED:
+        further = plural(len(counted) - _MOST_DESCRIBED, "further database")
+        lines.append(f"{further}, where no more sessions ended badly than in any of these")
     return lines

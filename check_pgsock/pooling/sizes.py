@@ -3,7 +3,7 @@
 from check_pgsock import options as opts
 from check_pgsock.errors import SourceError, UsageError
 from check_pgsock.pooling.pools import SESSION, TRANSACTION, Size
-from check_pgsock.text import clean
+from check_pgsock.text import clean, name_some
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ def add_size_options(parser: "Parser") -> None:
     group = parser.add_argument_group("pool")
     group.add_argument(
         "--pool-size", metavar="N", type=opts.argument(opts.parse_count),
-        help="size of each pool as configured (default: the most client backends seen within a "
-        "day)",
+        help="size of each pool as configured (default: the most client backends seen within an "
+        "hour)",
     )  # fmt: skip
     group.add_argument(
         "--console", metavar="CONNINFO",
@@ -49,7 +49,12 @@ def validate_size_options(options: "Namespace") -> None:
     """Raise UsageError where several options say how large a pool is."""
     named = [f"--{name.replace('_', '-')}" for name in _SOURCES if getattr(options, name)]
     if len(named) > 1:
-        raise UsageError(f"{' and '.join(named)} all say how large a pool is; name one of them")
+        raise UsageError(f"{' and '.join(named)} each say how large a pool is; name one of them")
+    if options.poolers > 1 and not named:
+        raise UsageError(
+            "--poolers is how many have a pool of the size that --pool-size, --console or --ini "
+            "says; name one of these"
+        )
 
 
 def _parse_file(text: str) -> str:
@@ -84,31 +89,33 @@ class Sizes:
         return self._mode == SESSION if self._mode else database in self._session
 
 
-def find_sizes(run: "Run", databases: "Mapping[str, bool]", server: "dict[str, Any]") -> Sizes:
-    """The configured sizes of the pools of `databases`, which are true where they are asked for.
+def find_sizes(
+    options: "Namespace",
+    configured: "Optional[Configured]",
+    databases: "Mapping[str, bool]",
+    server: "dict[str, Any]",
+) -> Sizes:
+    """The sizes of the pools of `databases`, which are true where they are asked for, as options or
+    PgBouncer's configuration say. `server` is the row of server.sql.
 
-    `server` is the row of server.sql. Raises SourceError where a database that is asked for has no
-    pool in a file, or none of a size, and what reading the configuration raises.
+    Raises SourceError where a database that is asked for has no pool in a file, or none of a size.
     """
-    options = run.options
     if options.pool_size is not None:
         size = Size(options.pool_size, "--pool-size")
         named = {name: size for name, asked in databases.items() if asked}
         return Sizes(named, set(), options.pool_mode)
-    configured = _read(run)
     if configured is None:
         return Sizes({}, set(), options.pool_mode)
     hosts = () if server["address"] is None else (server["address"],)
     found = {
         name: configured.pools_of(name, hosts=hosts, port=server["port"]) for name in databases
     }
-    notes: list[str] = []
+    left: list[str] = []
     for name, asked in databases.items():
         if not asked or found[name].size is not None:
             continue
         if options.console and not found[name].pools:
-            # The entry that `*` has made is dropped while nobody uses it.
-            notes.append(f"{found[name].why} now")
+            left.append(name)  # the entry that `*` has made is dropped while nobody uses it
             continue
         raise SourceError(
             f"the size of the pool of database {clean(name)} is not known: {found[name].why}; "
@@ -124,18 +131,31 @@ def find_sizes(run: "Run", databases: "Mapping[str, bool]", server: "dict[str, A
         more.append("so_reuseport is on: --poolers says how many processes have such pools")
     sizes = {name: _size_of(pools, configured.source, more) for name, pools in found.items()}
     known = {name: one for name, one in sizes.items() if one is not None}
-    return Sizes(known, session, options.pool_mode, notes)
+    return Sizes(known, session, options.pool_mode, _say_missing(left))
+
+
+def _say_missing(databases: "list[str]") -> "list[str]":
+    if not databases:
+        return []
+    named = name_some([clean(one) for one in databases])
+    return [f"no entry in the console leads to database {named} now"]
 
 
 def _size_of(found: "ConfiguredPools", source: str, notes: "list[str]") -> "Optional[Size]":
     if found.size is None:
         return None
     name = found.pools[0].name if len(found.pools) == 1 else ""
-    return Size(found.size, source, " or ".join(found.settings[:2]), name, [*found.notes, *notes])
+    session = [one.name for one in found.pools if one.is_session]
+    if 0 < len(session) < len(found.pools):
+        notes = [*notes, f"{session[0]} is of session pooling, and judged as the others"]
+    return Size(found.size, source, next(iter(found.settings), ""), name, [*found.notes, *notes])
 
 
-def _read(run: "Run") -> "Optional[Configured]":
-    """What PgBouncer's configuration says; None where none is asked for."""
+def read_configuration(run: "Run") -> "Optional[Configured]":
+    """What PgBouncer's configuration says; None where none is asked for.
+
+    Raises SourceError where it cannot be had, MalformedError for what PgBouncer would refuse.
+    """
     options = run.options
     if options.console:
         return _ask(run)

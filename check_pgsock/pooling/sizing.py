@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Optional
 
-# Quotients of measured milliseconds: what differs by less than this is the same number.
-_RELATIVE_ERROR = 1e-9
+# What is measured is no more exact: a pool at the limit must not be too large by turns. Of large
+# pools it is half a connection, so that who calculates the limit gets the same number.
+_TOLERANCE, _MOST_TOLERATED = 0.05, 0.5
 # A pool is large enough where a client waits with at most this probability.
 RARELY = 0.01
 # No pool is larger: PostgreSQL's MAX_BACKENDS is 2^18 - 1.
@@ -46,14 +47,17 @@ def capacity(cores: float, io_limit: "Optional[float]") -> float:
 
 
 def upper_limit(capacity: float, ratio: float, parallelism: float) -> "Optional[float]":
-    """What the number of connections must stay below; None (no limit) where nothing executes."""
+    """The number of connections that fills the server; None (no limit) where nothing executes."""
     work = ratio * parallelism
     return capacity / work if work > 0 else None
 
 
 def largest_allowed(limit: float) -> int:
-    """The greatest whole number strictly below `limit`, but at least 1: a pool needs one."""
-    return max(math.ceil(limit * (1 - _RELATIVE_ERROR)) - 1, 1)
+    """The greatest whole number up to `limit`, with a tolerance; at least 1: a pool needs one.
+
+    A pool of just the limit keeps all that the server can run at work, and nothing waits for it.
+    """
+    return max(math.floor(limit + min(limit * _TOLERANCE, _MOST_TOLERATED)), 1)
 
 
 def waiting_probability(connections: int, load: float) -> float:

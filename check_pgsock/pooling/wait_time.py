@@ -6,8 +6,10 @@ far belongs to it, less what those of the last run had: they are added whole whe
 Who gives up (query_wait_timeout, a client that leaves) is never added: of those only what is seen
 of them while they wait counts. It is a lower bound then.
 
-A sample of a run, as it is stored: by alias its counters, the seconds that clients have waited so
-far who still do, and `waited`, microseconds of waiting since the first sample.
+The counters of a process that has ended are never subtracted from those of the next one, and what
+they had come to by the last run stays: what came between that and the end is missing, a lower bound
+as well. SHOW STATS counts the console's own queries, too, and each run asks some: where they have
+not grown since the last run it is another process that answers.
 """
 
 from __future__ import annotations
@@ -18,15 +20,27 @@ from typing import Any, NamedTuple
 from check_pgsock.history import Reading, find_growth
 
 _SECOND = 10**6  # microseconds
-_COUNTERS, _PENDING, _WAITED = 0, 1, 2  # what a sample has of each alias
-Sample = Mapping[str, Sequence[Any]]
+_COUNTERS, _WAITED = 0, 2  # places of what a sample has of each alias
+
+
+class Sample(NamedTuple):
+    """What a run saw. By alias: its counters, the seconds that clients have waited so far who still
+    do, and microseconds of waiting since the first sample.
+    """
+
+    asked: int  # queries that the console has answered
+    lost: int  # how often counters began anew, since the first sample
+    aliases: Mapping[str, Sequence[Any]]
 
 
 class Waited(NamedTuple):
-    """Clients that waited, on average over `seconds`, by alias."""
+    """Clients that waited, on average over `seconds`, by alias; `is_bound`: counters began anew
+    within that time, so that it is a lower bound.
+    """
 
     seconds: float
     means: Mapping[str, float]
+    is_bound: bool
 
     @property
     def mean(self) -> float:
@@ -37,29 +51,32 @@ class Waited(NamedTuple):
 def take_sample(
     before: Sample | None,
     passed: float,
+    asked: int,
     counters: Mapping[str, Sequence[int]],
     waits: Mapping[str, Sequence[float]],
 ) -> Sample:
     """The sample of a run, `passed` seconds after that of the run `before`, if there was one.
 
-    `counters` are those of SHOW STATS, `waits` the seconds that each client has waited, by alias.
+    `asked` and `counters` are those of SHOW STATS, `waits` the seconds that each client has waited,
+    by alias.
     """
-    sample = {}
+    known = {} if before is None else before.aliases
+    restarted = before is not None and asked <= before.asked
+    lost = restarted
+    aliases = {}
     for name, now in counters.items():
         own = waits.get(name, ())
-        known = () if before is None else before.get(name, ())
-        waited = 0
-        if known:
-            waited = known[_WAITED]
+        begun, pending, waited = known.get(name, ([0] * len(now), 0, 0))
+        fell = any(new < old for new, old in zip(now, begun))
+        lost |= fell
+        if restarted or fell:
+            begun, pending = [0] * len(now), 0
         if before is not None:
-            begun, pending = (known[_COUNTERS], known[_PENDING]) if known else ([0] * len(now), 0)
-            if any(new < old for new, old in zip(now, begun)):  # another process, or pool
-                begun, pending = [0] * len(now), 0
             gained = (now[0] - begun[0]) / _SECOND + sum(own) - pending
             least = sum(min(one, passed) for one in own)
             waited += round(max(gained, least) * _SECOND)
-        sample[name] = [list(now), sum(own), waited]
-    return sample
+        aliases[name] = [list(now), sum(own), waited]
+    return Sample(asked, (0 if before is None else before.lost) + lost, aliases)
 
 
 def average(
@@ -68,33 +85,37 @@ def average(
     """Who waited since the newest of the `earlier` samples that is `over` seconds old, or else
     since the oldest; None where there is none. Times are seconds since 1970.
     """
-    means, seconds = {}, None
-    for name in now:
+    lost = find_growth(
+        [Reading(then, None, sample.lost) for then, sample in earlier],
+        Reading(at, None, now.lost),
+        over,
+    )
+    if lost is None:
+        return None
+    means = {}
+    # An alias that is gone, as all are after a restart, has waited no less for it.
+    for name in sorted({name for _, sample in (*earlier, (at, now)) for name in sample.aliases}):
         readings = [Reading(then, None, _waited(sample, name)) for then, sample in earlier]
         growth = find_growth(readings, Reading(at, None, _waited(now, name)), over)
-        if growth is None:
-            return None
-        means[name], seconds = growth.amount / _SECOND / growth.seconds, growth.seconds
-    if seconds is None:  # nobody has ever connected
-        past = find_growth([Reading(then, None, 0) for then, _ in earlier], Reading(at, 0, 0), over)
-        return None if past is None else Waited(past.seconds, {})
-    return Waited(seconds, means)
+        if growth is not None and (growth.amount or name in now.aliases):
+            means[name] = growth.amount / _SECOND / growth.seconds
+    return Waited(lost.seconds, means, bool(lost.amount))
 
 
 def parse_sample(data: object) -> Sample | None:
     """A stored sample; None for what take_sample() did not make."""
-    if not isinstance(data, dict):
+    if not isinstance(data, list) or [type(one) for one in data] != [int, int, dict]:
         return None
-    for one in data.values():
+    for one in data[2].values():
         if not isinstance(one, list) or [type(each) for each in one[1:]] not in _KINDS:
             return None
         if not isinstance(one[_COUNTERS], list) or not one[_COUNTERS]:
             return None
-    return data
+    return Sample(*data)
 
 
 _KINDS = ([float, int], [int, int])
 
 
 def _waited(sample: Sample, name: str) -> int:
-    return int(sample[name][_WAITED]) if name in sample else 0
+    return int(sample.aliases[name][_WAITED]) if name in sample.aliases else 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from check_pgsock.pgbouncer.console import Database, Pool, User, WaitingClient
-from check_pgsock.text import clean, plural, write_seconds
+from check_pgsock.text import clean, name_some, plural, say_top, write_seconds
 
 SESSION = "session"
 # What a server connection does by its column of SHOW POOLS, in words.
@@ -33,7 +33,7 @@ class PoolWait(NamedTuple):
     @property
     def name(self) -> str:
         """`alias/user`, fit to print."""
-        return f"{clean(self.pool.database, 63)}/{clean(self.pool.user, 63)}"
+        return _name_of(self.pool)
 
 
 class Pooler(NamedTuple):
@@ -83,14 +83,36 @@ def describe_servers(one: PoolWait) -> str:
     return f"{plural(one.pool.connections, 'server connection')}: {', '.join(doing)}"
 
 
-def wait_lines(waits: Sequence[PoolWait], pooler: Pooler) -> list[str]:
-    """A line for each pool in which clients wait, those with most first: what its server
-    connections do, and what to do.
+def wait_lines(waits: Sequence[PoolWait], pooler: Pooler, most: int) -> list[str]:
+    """At most `most` lines: the pools in which clients wait, those with most first, what their
+    server connections do, and what to do.
     """
     waiting = sorted((one for one in waits if one.pool.waiting), key=lambda w: -w.pool.waiting)
-    return [
+    shown = waiting if len(waiting) <= most else waiting[: most - 1]
+    lines = [
         f"{describe(one).partition(';')[0]}; {describe_servers(one)}; {advise(one, pooler)}"
-        for one in waiting
+        for one in shown
+    ]
+    rest = waiting[len(shown) :]
+    if rest:
+        clients = plural(sum(one.pool.waiting for one in rest), "waiting client")
+        lines.append(f"{len(rest)} more pools: {clients}")
+    return lines
+
+
+def client_lines(pools: Sequence[Pool], most: int) -> list[str]:
+    """At most `most` lines: which pools have most clients of a process that has too many, and what
+    to do.
+    """
+    counts: dict[str, int] = {}
+    for pool in pools:
+        if pool.clients:
+            name = f"pool {_name_of(pool)}"
+            counts[name] = counts.get(name, 0) + pool.clients
+    return [
+        *say_top(counts, str, "pools", "connected", most - 1),
+        "raise max_client_conn (and the limit of open files with it), or let these applications "
+        "keep fewer connections",
     ]
 
 
@@ -140,23 +162,33 @@ def advise(one: PoolWait, pooler: Pooler) -> str:
 
 def note_databases(pooler: Pooler, names: Sequence[str]) -> list[str]:
     """What holds clients of databases back besides the size of a pool; of all without `names`."""
-    notes = []
-    if pooler.state in ("paused", "suspended"):
-        notes.append(f"PgBouncer is {pooler.state}: its clients wait until RESUME")
+    paused, disabled, full = [], [], []
     for name, one in sorted(pooler.databases.items()):
         if names and name not in names:
             continue
-        called = f"database {clean(name, 63)}"
+        called = clean(name, 63)
         if one.paused:
-            notes.append(f"{called} is paused: its clients wait until RESUME")
+            paused.append(called)
         if one.disabled:
-            notes.append(f"{called} is disabled: it refuses new clients until ENABLE")
+            disabled.append(called)
         if 0 < one.max_clients <= one.clients:
-            notes.append(
-                f"{called} refuses more clients: {one.clients} of {one.max_clients} "
-                "(max_db_client_connections)"
-            )
+            full.append(f"{called} ({one.clients} of {one.max_clients})")
+    notes = []
+    if pooler.state in ("paused", "suspended"):
+        notes.append(f"PgBouncer is {pooler.state}: its clients wait until RESUME")
+    for some, verbs, what in (
+        (full, ("refuses", "refuse"), "more clients (max_db_client_connections)"),
+        (paused, ("is", "are"), "paused: clients wait until RESUME"),
+        (disabled, ("is", "are"), "disabled: new clients are refused until ENABLE"),
+    ):
+        if some:
+            noun, verb = ("databases", verbs[1]) if len(some) > 1 else ("database", verbs[0])
+            notes.append(f"{noun} {name_some(some)} {verb} {what}")
     return notes
+
+
+def _name_of(pool: Pool) -> str:
+    return f"{clean(pool.database, 63)}/{clean(pool.user, 63)}"
 
 
 def _size_of(pool: Pool, pooler: Pooler) -> int | None:

@@ -32,6 +32,9 @@ NO_STATE = "no state"
 ASKED = "asked"  # all that the statistics hold is what was asked for
 
 LONGEST = 86400.0  # seconds that a window grows to
+# By how much, and by how many seconds, a window holds more than its sessions can have done, before
+# it is late: sessions flush up to a second later than they could.
+_LATE, _LATE_SECONDS = 0.05, 2.0
 # Seconds between two samples that the load of is told: what is shorter tells of single statements.
 _SHORTEST_LOAD = 50.0
 
@@ -121,11 +124,13 @@ class Window:
 
     `seconds` is its length; None where it is not known: then there are sums, but no averages.
     `counted` is (active, idle) as the counters alone have it. `oldest` is the age of the oldest
-    transaction at either end, `unseen` the sessions there whose doings cannot be seen.
+    transaction at either end, `unseen` the sessions there whose doings cannot be seen. One that
+    `is_late` holds more than its sessions can have done: what was before came into it.
     """
 
     __slots__ = (
-        "active", "counted", "highest", "idle", "lowest", "oldest", "origin", "seconds", "unseen",
+        "active", "counted", "highest", "idle", "is_late", "lowest", "oldest", "origin", "seconds",
+        "unseen",
     )  # fmt: skip
 
     def __init__(
@@ -149,6 +154,13 @@ class Window:
         self.idle = spent - self.active
         self.lowest = least / spent if spent else 0.0
         self.highest = most / spent if spent else 0.0
+        self.is_late = False
+        if before is not None and seconds is not None:
+            new = after.statistics.sessions - before.statistics.sessions
+            most = (before.backends + new) * seconds
+            self.is_late = spent > most * (1 + _LATE) + _LATE_SECONDS
+        if self.is_late:
+            self.lowest, self.highest = 0.0, 1.0
         self.oldest = max(end.oldest, start.oldest)
         self.unseen = max(end.unseen, start.unseen)
 
@@ -238,15 +250,16 @@ def find_same(current: Sample, earlier: "Iterable[Sample]") -> "list[Sample]":
 
 def highest_load(current: Sample, same: "Iterable[Sample]") -> "Optional[float]":
     """The greatest mean number of connections that transactions held from one run to a next,
-    within a day; `same` are the samples of find_same(). None where there are no two runs.
+    within a day; `same` are the samples of find_same(). None where no two runs tell.
     """
     highest, later = None, current
     for one in same:
         if current.taken - one.taken > LONGEST:
             break
         if later.taken - one.taken >= _SHORTEST_LOAD:
-            load = Window(LAST_RUN, later.taken - one.taken, one, later).load
-            highest = max(load or 0.0, highest or 0.0)
+            window = Window(LAST_RUN, later.taken - one.taken, one, later)
+            if not window.is_late:
+                highest = max(window.load or 0.0, highest or 0.0)
             later = one
     return highest
 

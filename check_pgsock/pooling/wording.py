@@ -4,7 +4,7 @@ from check_pgsock.pooling import pools, windows
 from check_pgsock.pooling.pools import Backends, Pool, Terms
 from check_pgsock.pooling.windows import Window
 from check_pgsock.postgres import statistics
-from check_pgsock.text import clean, plural
+from check_pgsock.text import clean, name_some, plural
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,9 +21,13 @@ def describe(pool: Pool, terms: Terms) -> str:
         whole = " of whole sessions" if pool.is_session else ""
         return (
             f"{_what(pool)} {_bounds(pool)}, it is {pool.size}{_advice(pool)}; busy ratio{whole} "
-            f"{pool.ratio:.3f} over {_span(window)}"
+            f"{pool.ratio:.3f} over {_span(window)}{'' if pool.is_reliable else ', unreliable'}"
         )
     what = f"{_what(pool)} of {plural(pool.size, 'connection')}"
+    if pool.outcome == pools.UNRELIABLE:
+        return (
+            f"{what} cannot be judged: busy ratio {pool.ratio:.3f} over {_span(window)}, unreliable"
+        )
     if pool.outcome == pools.NO_STATEMENTS:
         return (
             f"{what}: {window.spent:.3f} s idle in transactions and no statement's time over "
@@ -36,6 +40,8 @@ def describe(pool: Pool, terms: Terms) -> str:
     little = f"too little activity to judge the {what}"
     if window.active + window.idle == 0:
         return f"{little}: no statement's or transaction's time over {_span(window)}{tail}"
+    if window.seconds is not None and window.seconds < terms.shortest:
+        return f"{little}: {_span(window)} are too short a time, below {terms.shortest:g} s{tail}"
     if window.seconds is None or window.seconds < pools.SHORTEST_AVERAGED:
         return (
             f"{little}: {least}{window.spent:.3f} s busy or in transaction over {_span(window)}, "
@@ -58,19 +64,23 @@ def _bounds(pool: Pool) -> str:
     if pool.needed is None or pool.needed == pool.allowed:
         return f"may be up to {pool.allowed}"
     if pool.allowed is not None and pool.needed > pool.allowed:
-        return f"may be up to {pool.allowed}, though clients wait below {pool.needed}"
+        return f"may be up to {pool.allowed}, of {pool.needed} that its load asks for"
     return f"may be {pool.needed} to {pool.allowed}"
 
 
 def _advice(pool: Pool) -> str:
     """What to do about a size outside its bounds."""
-    if pool.allowed is not None and pool.size > pool.allowed:
+    if pool.allowed is None:
+        return ""
+    if pool.size > pool.allowed:
+        if (pool.needed or 0) > pool.allowed:
+            return ": the server is too small for the work, or statements take too long"
         verb = "lower"
     elif pool.configured and pool.size < (pool.needed or 0) <= (pool.allowed or 0):
         verb = "raise"
     else:
         return ""
-    setting = pool.configured.setting if pool.configured else ""
+    setting = pool.configured.setting if pool.configured and not pool.is_observed else ""
     return f": {verb} {clean(setting) if setting else 'it'}"
 
 
@@ -99,6 +109,8 @@ def describe_origin(window: Window, since: "Optional[float]") -> "Optional[str]"
     }[window.origin]
     if window.seconds is None:
         return f"{why}: judged over {_span(window)}, whose beginning is not known"
+    if window.origin == statistics.RESET:
+        return f"{why}: judged over the {_span(window)} since then"
     return f"{why}: judged over the {_span(window)} since the statistics were reset"
 
 
@@ -107,6 +119,11 @@ def describe_quality(pool: Pool) -> "Optional[str]":
     window = pool.window
     if pool.ratio is None or pool.is_reliable:
         return None
+    if window.is_late:
+        return (
+            "the busy ratio is unreliable: more came into the statistics than the sessions can "
+            "have done in the window, so part of it is of before"
+        )
     old = "transactions are in progress whose time before their present statement is not known"
     if window.seconds is not None and window.oldest > window.seconds:
         old = f"a transaction is {duration(window.oldest)} old, older than the window"
@@ -130,7 +147,7 @@ def describe_size(pool: Pool, terms: Terms) -> "list[str]":
     """Where the judged size is from, where that is not simply what was named, and what qualifies
     it.
     """
-    seen = f"{plural(pool.peak, 'client backend')} at most seen within a day"
+    seen = f"{plural(pool.seen, 'client backend')} at most seen within an hour"
     if pool.configured is None:
         return [
             f"the pool's size is {seen}; --pool-size, --console or --ini names the configured one"
@@ -175,11 +192,10 @@ def describe_together(judged: "list[Pool]", terms: Terms, share: float) -> str:
     parts = sorted(
         ((one.work or 0.0, one) for one in judged), key=lambda part: (-part[0], part[1].name)
     )
-    named = ", ".join(f"{clean(one.name)} {work:.1f}" for work, one in parts[:5])
-    more = f" and {len(parts) - 5} further" if len(parts) > 5 else ""
+    named = name_some([f"{clean(one.name)} {work:.1f}" for work, one in parts])
     return (
         f"all pools in full use come to {sum(work for work, _ in parts):.1f} processes at work, "
-        f"{share:.0f} % of the {terms.capacity:g} that the server can run: {named}{more}"
+        f"{share:.0f} % of the {terms.capacity:g} that the server can run: {named}"
     )
 
 

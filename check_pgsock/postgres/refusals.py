@@ -1,6 +1,6 @@
 """What a server, a pooler, libpq or psycopg says when it refuses, as one sentence of ours; pure."""
 
-from check_pgsock.errors import SlotsExhausted, SourceError
+from check_pgsock.errors import DatabaseFull, SlotsExhausted, SourceError
 from check_pgsock.text import clean
 
 TYPE_CHECKING = False
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 _NO_SLOT = (
     "too many clients",
     "remaining connection slots are reserved",
-    "too many connections for database",
     "no more connections allowed",
     "client connections exceeded",
 )
+_DATABASE_LIMIT = "too many connections for database"
 _ROLE_LIMIT = "too many connections for role"
 # What PgBouncer says to a user that is in neither of its lists (admin_post_login, src/admin.c).
 _NOT_ALLOWED = "not allowed"
@@ -36,7 +36,7 @@ def sentence_of(what: str, error: "psycopg.Error", option: str = "--dsn") -> Sou
     """
     text = str(error)
     line = first_line(text)
-    full = any(one in text for one in _NO_SLOT)
+    full = [one for one in (*_NO_SLOT, _DATABASE_LIMIT) if one in text]
     if _ROLE_LIMIT in text and not full:  # of several hosts one may be full
         refused = next(first_line(one) for one in text.splitlines() if _ROLE_LIMIT in one)
         return SourceError(
@@ -44,11 +44,10 @@ def sentence_of(what: str, error: "psycopg.Error", option: str = "--dsn") -> Sou
             f"CONNECTION LIMIT) or name another role with {option}"
         )
     if error.sqlstate == _TOO_MANY_CONNECTIONS or full:
-        for one in text.splitlines():
-            if any(part in one for part in _NO_SLOT):
-                line = first_line(one)
-                break
-        return SlotsExhausted(f"no connection slot is left: {line}")
+        if full:
+            line = next(first_line(one) for one in text.splitlines() if full[0] in one)
+        kind = DatabaseFull if full == [_DATABASE_LIMIT] else SlotsExhausted
+        return kind(f"no connection slot is left: {line}")
     if "console" in what and line.endswith(_NOT_ALLOWED):
         return SourceError(
             f"{what}: {line}: its user is in neither stats_users nor admin_users of PgBouncer; add "

@@ -51,7 +51,7 @@ class Service(NamedTuple):
         else:
             where = ["-p", str(server.port), "--leg", self.leg]
         if self.check == "pool_size":
-            # It judges the most client backends of a day, and by the parallel workers of one.
+            # It judges the most client backends of a day.
             where += ["--state-key", str(day)]
             where += ["--console", _dsn(lab.pgbouncer, CONSOLE)] if lab.pooled else []
         if self.check in _KEEP:
@@ -74,9 +74,10 @@ SERVICES = (
     Service("accept_queue", "accept_queue", "postgresql", "server",
             ("--over", "5", "--accept-wait-critical", "60")),
     Service("workers:client", "workers", "postgresql", "client", ()),
+    # A window as short as a fault tells too little of parallel statements.
     Service("pool_size", "pool_size", "postgresql", "server",
-            ("--cores", str(CORES), "--since", str(_POOL_WINDOW), "-t", "12")),
-    # As above: ends of sessions are counted over a few seconds.
+            ("--cores", str(CORES), "--since", str(_POOL_WINDOW), "--parallelism", "1")),
+    # Ends of sessions are counted over a few seconds as well.
     Service("sessions", "sessions", "postgresql", "server",
             ("--database", DATABASE, "--over", "5", "--min-sessions", "20")),
     Service("pool_wait@pgbouncer", "pool_wait", "pgbouncer", "server", ("--over", "5")),

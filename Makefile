@@ -2,7 +2,8 @@
 PYTHON ?= python3
 # More arguments for pytest: make test ARGS='-k lab'
 ARGS ?=
-# Processes that make test runs in; most tests wait most of the time.
+# Processes that make test runs in; most tests wait most of the time. What fails is run once more,
+# and named: tests share the machine with each other.
 WORKERS ?= 2
 
 metadata := setup.cfg pyproject.toml Makefile
@@ -16,7 +17,8 @@ demo: .venv-demo/installed
 	@.venv-demo/bin/pgsock lab drill --short $(ARGS)
 
 test: .venv-test/installed
-	@.venv-test/bin/python -m pytest -m 'not prove' -n $(WORKERS) --dist loadfile $(ARGS)
+	@.venv-test/bin/python -m pytest -m 'not prove' -n $(WORKERS) --dist loadfile \
+		--reruns 1 -rR $(ARGS)
 
 # Full sizes and counts, on PostgreSQL 14 to 18 (from npm), and the speed goals; as root. It ends
 # with a table. What passed is not run again on the same tree, but with FRESH=1.

@@ -174,6 +174,7 @@ def test_the_larger_of_configured_and_seen_is_judged() -> None:
         (0.8, 4.2, 60, "may be 12 to 25, it is 60: lower default_pool_size"),
         (0.8, 4.2, 25, "may be 12 to 25, it is 25"),
         (0.8, 4.2, 11, "may be 12 to 25, it is 11: raise default_pool_size"),
+        (3, 0, 2, "may be up to 4, of 9 that its load asks for, it is 2: raise default_pool_size"),
         (3, 0, 60, "may be up to 4, of 9 that its load asks for, it is 60: the server is too small "
          "for the work, or statements take too long"),
     ],

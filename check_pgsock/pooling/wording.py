@@ -76,7 +76,7 @@ def _advice(pool: Pool) -> str:
         if (pool.needed or 0) > pool.allowed:
             return ": the server is too small for the work, or statements take too long"
         verb = "lower"
-    elif pool.configured and pool.size < (pool.needed or 0) <= (pool.allowed or 0):
+    elif pool.configured and pool.size < min(pool.needed or 0, pool.allowed):
         verb = "raise"
     else:
         return ""

@@ -74,7 +74,7 @@ LITTLE = "too little activity to judge the pool of database app of 9 connections
     [
         (5, 4.99, 100, 0.1, f"{LITTLE}0.050 sessions busy and 0.049 idle in transaction over "
          "100 s, together below 0.1"),
-        (9, 9, 0.5, 0.1, f"{LITTLE}0.5 s are too short a time, below 60 s"),
+        (9, 9, 0.5, 0.1, f"too short a time to judge {LITTLE[29:-2]}: 0.5 s, below 60 s"),
         (0, 0, 100, 0, f"{LITTLE}no statement's or transaction's time over 100 s"),
         (0, 50, 100, 0.1, "pool of database app of 9 connections: 50.000 s idle in transactions "
          "and no statement's time over 100 s, which sets no limit"),
@@ -108,7 +108,7 @@ def test_the_checks_own_session_is_no_activity() -> None:
     assert wording.describe(little, Terms(4, since=0.1)) == (
         f"{LITTLE}0.050 s busy or in transaction over 0.2 s, below 0.2 s"
     )
-    assert of(0.6, 0.6, seconds=1.5, since=None).outcome == JUDGED
+    assert of(6, 6, seconds=61, since=None).outcome == JUDGED
     assert of(0.6, 0.6, seconds=1.5, since=1.6).outcome == TOO_LITTLE
 
 
@@ -137,9 +137,11 @@ def test_a_pool_that_was_lowered_is_no_longer_judged_by_what_it_was() -> None:
         sample(at * 1000, at * 500, backends=seen) for at, seen in ((0, 60), (1, 30), (2, 8))
     ]
     now = sample(4000, 2000, backends=5)
-    assert assess(now, earlier, Terms(4), Size(8, "x")).size == 30
-    assert assess(now, earlier[1:], Terms(4), Size(8, "x")).size == 30
-    assert assess(sample(4700, 2350, backends=5), earlier, Terms(4), Size(8, "x")).size == 8
+    assert assess(now, earlier, Terms(4)).size == 30
+    assert assess(sample(4700, 2350, backends=5), earlier, Terms(4)).size == 8
+    # Where the size is configured sooner.
+    assert assess(now, earlier, Terms(4), Size(6, "x")).size == 6
+    assert assess(sample(2500, 1250, backends=5), earlier, Terms(4), Size(6, "x")).size == 8
 
 
 def test_the_larger_of_configured_and_seen_is_judged() -> None:
@@ -189,6 +191,12 @@ def test_the_sentence_that_a_dba_needs(
     assert wording.describe(pool, terms).startswith(f"pool app/web {sentence}; busy ratio ")
 
 
+def test_nothing_is_to_grow_where_all_are_too_large() -> None:
+    pool = assess(sample(100, 80, 420, backends=7), [], Terms(4), Size(7, "x", "default_pool_size"))
+    assert ": raise default_pool_size;" in wording.describe(pool, Terms(4))
+    assert "raise" not in wording.describe(pool, Terms(4), may_grow=False)
+
+
 def test_no_more_are_needed_than_there_ever_were() -> None:
     """Each session has a connection of its own, or the pool was never full."""
     now = sample(100, 80, 420, backends=7)
@@ -221,7 +229,11 @@ def test_session_pooling_holds_the_highest_number_of_sessions() -> None:
     alone = assess(sample(100, 20, backends=2), [], Terms(4), NINE, None, True)
     assert (alone.ratio, alone.needed) == (0.1, 2)
     undated = assess(sample(100, 200, stats_reset=None), [], Terms(4), NINE, None, True)
-    assert (undated.outcome, undated.ratio) == (TOO_LITTLE, None)
+    assert (undated.outcome, undated.ratio) == (pools.UNDATED, None)
+    assert wording.describe(undated, Terms(4)) == (
+        "pool of database app of 9 connections cannot be judged by whole sessions: since when they "
+        "count is not known"
+    )
 
 
 def test_where_parallelism_is_from() -> None:
@@ -289,7 +301,7 @@ def test_an_unreliable_ratio_is_said_and_judged_by_the_least() -> None:
     assert not pool.is_reliable
     assert (pool.ratio, pool.allowed) == (0.5, 16)
     assert wording.describe(pool, Terms(4)).endswith(
-        "to 16, it is 9; busy ratio 0.500 over 60 s, unreliable"
+        "to 16, it is 9; busy ratio 0.500 over 60 s, unreliable: at least 0.250"
     )
     assert wording.describe_quality(pool) == (
         "the busy ratio is unreliable, between 0.250 and 0.750: a transaction is 15 min old, older "
@@ -305,6 +317,16 @@ def test_an_unreliable_ratio_is_said_and_judged_by_the_least() -> None:
     assert wording.describe_quality(of(0, 0)) is None
 
 
+def test_what_the_statistics_do_not_have_is_not_judged() -> None:
+    """Three sessions are at work in all looks, and the counters know of nothing."""
+    before = sample(100, 5, looks=Looks(30, 30, 0))
+    pool = assess(sample(160, 6, looks=Looks(30, 30, 0)), [before], Terms(4), NINE)
+    assert (pool.outcome, pool.allowed) == (pools.UNRELIABLE, None)
+    # One run's looks may have met the only moment of work.
+    alone = assess(sample(160, 90, 30, looks=Looks(90, 90, 0)), [sample(100, 5)], Terms(4), NINE)
+    assert alone.outcome == JUDGED
+
+
 def test_what_came_late_is_not_judged() -> None:
     """9.5 sessions at work on 5 connections: from 15 on statements without a table come later."""
     before, now = sample(100, 5, 5, backends=5), sample(160, 290, 300, backends=5)
@@ -315,8 +337,8 @@ def test_what_came_late_is_not_judged() -> None:
         "unreliable"
     )
     assert wording.describe_quality(pool) == (
-        "the busy ratio is unreliable: more came into the statistics than the sessions can have "
-        "done in the window, so part of it is of before"
+        "the busy ratio is unreliable: the statistics do not have what the sessions did in the "
+        "window, but more or less; statements that touch no table come late"
     )
     # A window from before what came late holds it all; the load between the runs stays unknown.
     pool = assess(now, [sample(0, backends=5), before], Terms(4), NINE)

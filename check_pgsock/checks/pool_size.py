@@ -192,16 +192,22 @@ def probe(run: Run) -> Report:
     ]
     working = [one for one in assessed.values() if one.work is not None]
     share = pools.full_load(working, terms.capacity)
+    is_shared = len(working) > 1 or "full_load" in options.given_thresholds
+    crowded = is_shared and share is not None and run.exceeds("full_load", share)
     return Report(
-        headline(worst, others, terms),
+        headline(worst, others, terms, crowded),
         measure(
             worst,
             list(judged.values()),
             options.database,
             share,
-            len(working) > 1 or "full_load" in options.given_thresholds,
+            is_shared,
         ),
-        notes=[*describe(worst, working, terms, share), *sizes.notes, *reading.notes],
+        notes=[
+            *describe(worst, working, terms, share if crowded else None),
+            *sizes.notes,
+            *reading.notes,
+        ],
         who=lambda: wording.top_backends(worst, reading.backends.get(oid, [])),
         told=told,
         details=[*reading.details, f"state: {'none' if store is None else store.path}"],
@@ -210,9 +216,9 @@ def probe(run: Run) -> Report:
     )
 
 
-def headline(worst: Pool, others: "list[Pool]", terms: Terms) -> str:
+def headline(worst: Pool, others: "list[Pool]", terms: Terms, crowded: bool) -> str:
     """`pool app/app may be 12 to 26, it is 60: lower default_pool_size; busy ratio 0.153 ...`"""
-    sentence = wording.describe(worst, terms)
+    sentence = wording.describe(worst, terms, not crowded)
     return f"{sentence}; the worst of {len(others) + 1} databases" if others else sentence
 
 
@@ -226,7 +232,7 @@ def describe(
         wording.describe_quality(worst),
         wording.describe_unseen(worst),
     ]
-    if share is not None and share > 105 and len(working) > 1:
+    if share is not None:
         notes.append(wording.describe_together(working, terms, share))
     return [one for one in notes if one is not None]
 

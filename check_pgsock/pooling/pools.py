@@ -17,6 +17,7 @@ JUDGED = "judged"
 TOO_LITTLE = "too little activity"
 NO_STATEMENTS = "no statements"
 UNRELIABLE = "unreliable"
+UNDATED = "undated"  # whole sessions, and since when is not known
 
 # Where a parallelism is from.
 GIVEN = "given"
@@ -34,11 +35,15 @@ SHORTEST_AVERAGED = 2.0
 # Seconds of sessions in statements and transactions that a ratio means something of where it is
 # not known since when they were counted: 2,000 sessions of the check.
 LEAST_COUNTED = 60.0
+# Runs whose looks are enough to contradict the statistics.
+_LEAST_RUNS = 2
 # Looks at statements that tell their parallelism: of fewer, one that happens to start weighs much.
 _LEAST_LOOKS = 20
 # Seconds that client backends were seen in which are the pool's size: one that was lowered before
 # is no longer judged by what it was.
 RECENT = 3600.0
+# The same where a size is configured: more than that are there all the time, or were before.
+RECENT_CONFIGURED = 600.0
 # A busy ratio that may be by so much another one is not to be relied on.
 RELIABLE = 0.05
 
@@ -132,7 +137,7 @@ class Terms:
     @property
     def shortest(self) -> float:
         """The seconds that a window has to have, since a fresh reset, too."""
-        return min(self.since or 0.0, _SHORTEST)
+        return _SHORTEST if self.since is None else min(self.since, _SHORTEST)
 
     @property
     def capacity(self) -> float:
@@ -207,7 +212,8 @@ def assess(
     window = windows.choose_window(current, earlier, terms.since, is_enough)
     same = windows.find_same(current, earlier or [])
     day = [one for one in same if current.taken - one.taken <= windows.LONGEST]
-    recent = [one for one in day if current.taken - one.taken <= RECENT]
+    span = RECENT if configured is None else RECENT_CONFIGURED
+    recent = [one for one in day if current.taken - one.taken <= span]
     seen = max(one.backends for one in [current, *recent])
     peak = max(one.backends for one in [current, *day])
     each = 0 if configured is None else configured.connections * terms.poolers
@@ -216,6 +222,8 @@ def assess(
         _choose_parallelism(terms, current, day, elsewhere), is_session,
         terms.poolers,
     )  # fmt: skip
+    if is_unseen(window, [current, *day]):
+        window.lowest, window.highest, window.is_late = 0.0, 1.0, True
     if not (is_enough(window) or window.is_late) or window.active + window.idle <= 0:
         return pool
     if is_session:
@@ -232,14 +240,32 @@ def assess(
         # It never was full, or each client has a connection of its own: more were never wanted.
         pool.needed = min(pool.needed, peak)
     if pool.ratio is None:
+        pool.outcome = UNDATED
         return pool
     # A ratio that is not reliable is judged where it is wrong whatever it is.
     judged = pool.ratio if pool.is_reliable else window.lowest
     limit = sizing.upper_limit(terms.capacity, judged, pool.parallelism)
-    pool.outcome = JUDGED if limit is not None else UNRELIABLE if pool.ratio else NO_STATEMENTS
+    pool.outcome = JUDGED if limit is not None else NO_STATEMENTS
+    if not pool.is_reliable and limit is None:
+        pool.outcome = UNRELIABLE
     pool.allowed = None if limit is None else sizing.largest_allowed(limit)
     pool.work = pool.size * judged * pool.parallelism
     return pool
+
+
+def is_unseen(window: Window, samples: "list[Sample]") -> bool:
+    """Whether the looks of the window's runs saw far more at work than the statistics have: from
+    version 15 on statements that touch no table come into these later.
+    """
+    seen = [
+        one.looks.leaders
+        for one in samples
+        if one.looks is not None and samples[0].taken - one.taken <= (window.seconds or 0.0)
+    ]
+    if window.seconds is None or len(seen) < _LEAST_RUNS:
+        return False
+    busy = window.active / window.seconds
+    return sum(seen) / len(seen) / parallelism.LOOKS > 3 * busy + 1
 
 
 def least_spent(window: Window, least_busy: float) -> float:

@@ -125,7 +125,7 @@ class Window:
     `seconds` is its length; None where it is not known: then there are sums, but no averages.
     `counted` is (active, idle) as the counters alone have it. `oldest` is the age of the oldest
     transaction at either end, `unseen` the sessions there whose doings cannot be seen. One that
-    `is_late` holds more than its sessions can have done: what was before came into it.
+    `is_late` holds more or less than its sessions did: some of it comes into the statistics late.
     """
 
     __slots__ = (

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from check_pgsock.postgres.parallelism import Launched
 
 
-def describe(pool: Pool, terms: Terms) -> str:
-    """One pool in a sentence, without what is said of its window's origin."""
+def describe(pool: Pool, terms: Terms, may_grow: bool = True) -> str:
+    """One pool in a sentence, without what is said of its window's origin. Where all pools together
+    are too large it is not to grow.
+    """
     window = pool.window
     if pool.outcome == pools.JUDGED:
         whole = " of whole sessions" if pool.is_session else ""
         return (
-            f"{_what(pool)} {_bounds(pool)}, it is {pool.size}{_advice(pool)}; busy ratio{whole} "
-            f"{pool.ratio:.3f} over {_span(window)}{'' if pool.is_reliable else ', unreliable'}"
+            f"{_what(pool)} {_bounds(pool)}, it is {pool.size}{_advice(pool, may_grow)}; busy "
+            f"ratio{whole} {pool.ratio:.3f} over {_span(window)}{_doubt(pool)}"
         )
     what = f"{_what(pool)} of {plural(pool.size, 'connection')}"
     if pool.outcome == pools.UNRELIABLE:
@@ -33,6 +35,8 @@ def describe(pool: Pool, terms: Terms) -> str:
             f"{what}: {window.spent:.3f} s idle in transactions and no statement's time over "
             f"{_span(window)}, which sets no limit"
         )
+    if pool.outcome == pools.UNDATED:
+        return f"{what} cannot be judged by whole sessions: since when they count is not known"
     tail, least = "", ""
     if window.unseen:
         tail = f"; what {plural(window.unseen, 'session')} may be in cannot be seen"
@@ -41,7 +45,8 @@ def describe(pool: Pool, terms: Terms) -> str:
     if window.active + window.idle == 0:
         return f"{little}: no statement's or transaction's time over {_span(window)}{tail}"
     if window.seconds is not None and window.seconds < terms.shortest:
-        return f"{little}: {_span(window)} are too short a time, below {terms.shortest:g} s{tail}"
+        below = f"below {terms.shortest:g} s"
+        return f"too short a time to judge the {what}: {_span(window)}, {below}{tail}"
     if window.seconds is None or window.seconds < pools.SHORTEST_AVERAGED:
         return (
             f"{little}: {least}{window.spent:.3f} s busy or in transaction over {_span(window)}, "
@@ -52,6 +57,11 @@ def describe(pool: Pool, terms: Terms) -> str:
         f"{window.in_transaction_sessions:.3f} idle in transaction over {_span(window)}, together "
         f"below {terms.least_busy:g}{tail}"
     )
+
+
+def _doubt(pool: Pool) -> str:
+    """What the limit is made of where the ratio is not reliable."""
+    return "" if pool.is_reliable else f", unreliable: at least {pool.window.lowest:.3f}"
 
 
 def _what(pool: Pool) -> str:
@@ -68,7 +78,7 @@ def _bounds(pool: Pool) -> str:
     return f"may be {pool.needed} to {pool.allowed}"
 
 
-def _advice(pool: Pool) -> str:
+def _advice(pool: Pool, may_grow: bool) -> str:
     """What to do about a size outside its bounds."""
     if pool.allowed is None:
         return ""
@@ -76,7 +86,7 @@ def _advice(pool: Pool) -> str:
         if (pool.needed or 0) > pool.allowed:
             return ": the server is too small for the work, or statements take too long"
         verb = "lower"
-    elif pool.configured and pool.size < min(pool.needed or 0, pool.allowed):
+    elif may_grow and pool.configured and pool.size < min(pool.needed or 0, pool.allowed):
         verb = "raise"
     else:
         return ""
@@ -121,8 +131,8 @@ def describe_quality(pool: Pool) -> "Optional[str]":
         return None
     if window.is_late:
         return (
-            "the busy ratio is unreliable: more came into the statistics than the sessions can "
-            "have done in the window, so part of it is of before"
+            "the busy ratio is unreliable: the statistics do not have what the sessions did in the "
+            "window, but more or less; statements that touch no table come late"
         )
     old = "transactions are in progress whose time before their present statement is not known"
     if window.seconds is not None and window.oldest > window.seconds:

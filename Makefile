@@ -12,7 +12,7 @@ sources := $(shell find check_pgsock -name '*.py' -o -name '*.sql' -o -name '*.t
 
 .PHONY: demo test prove lint clean
 
-# A real PostgreSQL, load on it, and what the checks say: little more than a minute after the downloads.
+# A real PostgreSQL, load on it, and what the checks say: a minute and a half after the downloads.
 demo: .venv-demo/installed
 	@.venv-demo/bin/pgsock lab drill --short $(ARGS)
 

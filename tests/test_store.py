@@ -305,7 +305,8 @@ def test_a_killed_run_loses_nothing(directory: Path) -> None:
         lines = [process.stdout.readline() for _ in range(5)]
         assert lines[-1] == "4\n"
         process.send_signal(signal.SIGKILL)
-        rest = process.communicate()[0]
+        rest = process.stdout.read()  # communicate() would leave out what readline() read ahead
+        process.communicate()
         committed += 5 + len(rest.splitlines())
         store = open_store(directory)
         found = len(data(store, "killed"))

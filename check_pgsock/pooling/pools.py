@@ -223,7 +223,7 @@ def assess(
         terms.poolers,
     )  # fmt: skip
     if is_unseen(window, [current, *day]):
-        window.lowest, window.highest, window.is_late = 0.0, 1.0, True
+        window.distrust()
     if not (is_enough(window) or window.is_late) or window.active + window.idle <= 0:
         return pool
     if is_session:

@@ -157,12 +157,16 @@ class Window:
         self.is_late = False
         if before is not None and seconds is not None:
             new = after.statistics.sessions - before.statistics.sessions
-            most = (before.backends + new) * seconds
-            self.is_late = spent > most * (1 + _LATE) + _LATE_SECONDS
-        if self.is_late:
-            self.lowest, self.highest = 0.0, 1.0
+            possible = (before.backends + new) * seconds
+            if spent > possible * (1 + _LATE) + _LATE_SECONDS:
+                self.distrust()
         self.oldest = max(end.oldest, start.oldest)
         self.unseen = max(end.unseen, start.unseen)
+
+    def distrust(self) -> None:
+        """Note that it does not hold what its sessions did: the busy ratio may be any."""
+        self.is_late = True
+        self.lowest, self.highest = 0.0, 1.0
 
     @property
     def spent(self) -> float:

@@ -174,6 +174,8 @@ def _ask(run: "Run") -> "Configured":
 
     name = run.spec.executable
     client = connect_console(run.options.console, name, run.deadline, "--console")
-    rows = [client.show(what) for what in ("DATABASES", "CONFIG", "POOLS", "USERS")]
-    client.close()
+    try:
+        rows = [client.show(what) for what in ("DATABASES", "CONFIG", "POOLS", "USERS")]
+    finally:
+        client.close()
     return from_console(*rows)

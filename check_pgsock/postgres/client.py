@@ -98,7 +98,7 @@ class Client:
         begin() started; at PgBouncer it may be in another backend.
         """
         if not self._connection.autocommit:
-            self._connection.rollback()
+            self._fetch("ROLLBACK", None)
             self._connection.autocommit = True
         return self._fetch(f"BEGIN READ ONLY; {self._settings()}; {_read(name)}; COMMIT", None)
 

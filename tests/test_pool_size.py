@@ -137,7 +137,9 @@ def test_a_retry_keeps_the_verdict_of_the_first_run(pg: PostgresServer, state: s
         assert len(done.out.splitlines()) == 1
 
 
-def test_statistics_of_unknown_age_have_a_ratio_and_no_rate(make_pg: MakePg, state: str) -> None:
+def test_statistics_of_unknown_age_have_a_ratio_and_no_rate(
+    make_pg: MakePg, state: str, tmp_path: Path
+) -> None:
     """From 15 on they outlive a clean restart, and no reset says since when they are counted."""
     pg = make_pg(settings={"max_connections": 60})
     pg.execute("CREATE DATABASE app")
@@ -177,6 +179,18 @@ def test_statistics_of_unknown_age_have_a_ratio_and_no_rate(make_pg: MakePg, sta
         f"{unknown_age}no other session is on database app now\n",
         "",
     )
+    # What was done there at some time is no pool in use beside one that is asked for.
+    ini = tmp_path / "pgbouncer.ini"
+    ini.write_text(f"[databases]\n* = port={pg.port}\n[pgbouncer]\ndefault_pool_size = 6\n")
+    with database(pg, "shop") as name:
+        load(pg, name, 0.8, 0.8)
+        options = ["-d", pg.dsn(name), "--cores", "3.25", "--ini", str(ini), "--since", "0.5"]
+        options += ["--pool-mode", "transaction"]
+        alone = support.run("pool_size", *options)
+        assert (alone.code, measured(alone.out)["full_load"] < 105) == (0, True)
+        both = support.run("pool_size", *options, "--database", name, "--database", "app")
+        assert measured(both.out)["full_load"] > 140
+        assert both.code == 1
 
 
 HIDDEN = (

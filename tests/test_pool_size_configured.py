@@ -116,7 +116,12 @@ def test_session_pooling_holds_all_sessions(pg: PostgresServer, sessions: OpenSe
     support.require("pgbouncer")
     with (
         database(pg) as name,
-        PgBouncerServer(pg, pool_mode="session", default_pool_size=10) as pooler,
+        PgBouncerServer(
+            pg,
+            pool_mode="session",
+            default_pool_size=10,
+            databases={name: f"host={pg.host} port={pg.port}"},  # of a server with other tests
+        ) as pooler,
     ):
         load(pg, name, 0.8, 0.8)
         sessions(pg, 4, database=name)

@@ -269,6 +269,15 @@ def test_all_pools_of_a_server_share_its_cores() -> None:
     )
 
 
+def test_work_of_an_unknown_time_counts_only_where_it_is_asked_for() -> None:
+    dated = assess(sample(100, 50, 50), [], Terms(4), NINE)
+    undated = assess(sample(100, 50, 50, stats_reset=None), [], Terms(4), NINE)
+    none = assess(sample(100), [], Terms(4), NINE)
+    assessed = {1: dated, 2: undated, 3: none}
+    assert pools.find_working(assessed, {1, 3}) == [dated]
+    assert pools.find_working(assessed, {2, 3}) == [dated, undated]
+
+
 def test_who_holds_the_backends() -> None:
     pool = of(10, 0)
     seen = [backend(3), backend(2, state=None, hidden=True), backend(9, application="x|y")]

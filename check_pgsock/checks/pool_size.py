@@ -29,7 +29,8 @@ pool_size is what --pool-size, PgBouncer's console (--console) or its file (--in
 --poolers, or the client backends seen within an hour where they are more or nothing is said. Of
 several databases the one with the largest pool in terms of what it may be is judged; each that is
 named has labels of its own. full_load is what all pools of the server come to, each in full use, in
-percent of what the server can run; judged where there are two or more, or a threshold is named.
+percent of what the server can run; judged where there are two or more, or a threshold is named. A
+database that is not named counts only where it is known since when its sessions were busy.
 Cores are those that the postmaster may use (affinity, cpuset, CPU quota), where the server is
 proven to be on this machine; else name them: --cores. Parallelism is measured by looks at the
 server's sessions, ten at each run, added up over a day; of few it is assumed to be 1.
@@ -190,7 +191,7 @@ def probe(run: Run) -> Report:
         *reading.told,
         *wording.describe_workers(worst, reading.launched.get(oid)),
     ]
-    working = [one for one in assessed.values() if one.work is not None]
+    working = pools.find_working(assessed, reading.chosen)
     share = pools.full_load(working, terms.capacity)
     is_shared = len(working) > 1 or "full_load" in options.given_thresholds
     crowded = is_shared and share is not None and run.exceeds("full_load", share)

@@ -9,7 +9,7 @@ from check_pgsock.postgres.parallelism import Looks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
     from typing import Optional
 
 # Outcomes of an assessment.
@@ -305,6 +305,18 @@ def find_worst(pools: "list[Pool]") -> Pool:
     """The pool that is largest in terms of what it may be; of those not judged the largest."""
     judged = [one for one in pools if one.outcome == JUDGED]
     return max(judged or pools, key=lambda one: one.fullness)
+
+
+def find_working(assessed: "Mapping[int, Pool]", chosen: "Container[int]") -> "list[Pool]":
+    """The pools whose work is known, by the oid of their database. Of one that is not `chosen` it
+    has to be known since when it was counted, too: what somebody did there at some time in the
+    server's life is no reason to take it for a pool that is in use.
+    """
+    return [
+        one
+        for oid, one in assessed.items()
+        if one.work is not None and (oid in chosen or one.window.seconds is not None)
+    ]
 
 
 def full_load(pools: "Iterable[Pool]", capacity: float) -> "Optional[float]":

@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 # Processes that make test runs in; most tests wait most of the time. What fails is run once more,
 # and named: tests share the machine with each other.
-WORKERS ?= 2
+WORKERS ?= 3
 
 metadata := setup.cfg pyproject.toml Makefile
 proofs := .proofs.jsonl

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Callable, Optional
 
     from check_pgsock.accept_queue import Look, Queue
+    from check_pgsock.contract import Run
     from check_pgsock.legs import Leg
-    from check_pgsock.plugin import Run
     from check_pgsock.view import View
 
 

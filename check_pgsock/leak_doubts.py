@@ -1,15 +1,15 @@
 """What check_pgsock_leak refuses to judge: where its verdict depends on what is not known."""
 
 from check_pgsock.errors import SourceError
-from check_pgsock.sessions.titles import IDLE_IN_TRANSACTION
+from check_pgsock.sessions.states import IDLE_IN_TRANSACTION
 from check_pgsock.text import plural, write_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
+    from check_pgsock.contract import Run
     from check_pgsock.leak_state import Past
-    from check_pgsock.plugin import Run
     from check_pgsock.sessions.leaks import Leaks
 
 UNTITLED = (

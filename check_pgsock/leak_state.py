@@ -9,8 +9,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
+    from check_pgsock.contract import Run
     from check_pgsock.legs import Leg
-    from check_pgsock.plugin import Run
     from check_pgsock.sessions.connections import Connection
     from check_pgsock.sessions.pool_history import PoolSample
     from check_pgsock.store import Store

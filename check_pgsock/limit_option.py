@@ -1,16 +1,17 @@
 """`--limit N|auto|sql`: the connections that a leg's endpoint can hold, given or read."""
 
-from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
 from check_pgsock.dsn_option import add_dsn
 from check_pgsock.errors import UsageError
+from check_pgsock.option_values import parse_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Optional, Union
 
+    from check_pgsock.contract import Run
     from check_pgsock.legs import Leg
-    from check_pgsock.plugin import Run
     from check_pgsock.servers.limits import Limit
     from check_pgsock.sockets.model import Listener
     from check_pgsock.unix.leg import Sessions
@@ -24,14 +25,14 @@ def parse_limit(text: str) -> "Union[int, str, None]":
     """A number of slots, SQL, or None for auto."""
     if text in ("auto", SQL):
         return None if text == "auto" else SQL
-    return opts.parse_count(text)
+    return parse_count(text)
 
 
-def add_limit_option(parser: opts.Parser) -> None:
+def add_limit_option(parser: Parser) -> None:
     """The options `limit`, None where it is to be read without a connection, and `dsn`."""
     group = parser.add_argument_group("limit")
     group.add_argument(
-        "--limit", metavar="N|auto|sql", type=opts.argument(parse_limit), default=None,
+        "--limit", metavar="N|auto|sql", type=argument(parse_limit), default=None,
         help="usable slots of the endpoint (nothing is subtracted), or auto: read it from the "
         "PostgreSQL server or the PgBouncer on this host, without a connection; or sql: ask the "
         "server that --dsn names, once an hour, and keep it in the state directory "

@@ -15,7 +15,7 @@ from check_pgsock.processes import parse_start_ticks
 from check_pgsock.servers.programs import POSTGRESQL
 from check_pgsock.socket_state import NO_DIRECTORY, open_store, service_key
 from check_pgsock.sockets.model import Listener
-from check_pgsock.sockets.netstat import read_listen_drops
+from check_pgsock.sockets.sources.netstat import read_listen_drops
 from check_pgsock.text import plural, write_seconds
 
 TYPE_CHECKING = False
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from typing import Callable, NamedTuple, Optional
 
     from check_pgsock.accept_queue import Queue
+    from check_pgsock.contract import Run
     from check_pgsock.legs import Leg
-    from check_pgsock.plugin import Run
     from check_pgsock.servers.owners import Owner
     from check_pgsock.view import View
 

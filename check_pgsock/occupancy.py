@@ -199,8 +199,9 @@ def _count_groups(
 def _select(found: Occupancy, view: "View", selection: "Selection") -> None:
     """Count the connections of some users or databases alone."""
     from check_pgsock.sessions.activity import ORPHANED
-    from check_pgsock.sessions.survey import add_unix_socket, survey
+    from check_pgsock.sessions.survey import survey
     from check_pgsock.sockets.model import STATE_NAMES, state_mask
+    from check_pgsock.unix.survey import add_unix_socket
 
     surveyed = survey(view, found.leg, state_mask(ESTABLISHED, CLOSE_WAIT))
     for path in found.leg.paths:

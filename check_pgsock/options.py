@@ -1,112 +1,39 @@
-"""The command line all executables share: parsing, validation, and what argparse gets wrong.
+"""The options that executables share, by group: added, checked against each other, and chosen.
 
-argparse exits 2 on a usage error, which a monitoring system reads as CRITICAL, and takes a range
-that begins with `-` for an option. Here every usage error is a UsageError: one sentence, exit 3.
+What one value may be is option_values.py's to say, what a usage error is command_line.py's.
 """
 
 import argparse
-import math
-import socket
 
-from check_pgsock import __version__
+from check_pgsock.command_line import Parser, Show, argument
 from check_pgsock.errors import UsageError
-from check_pgsock.host_names import HostName, parse_host_name
 from check_pgsock.legs import Leg, Network
-from check_pgsock.sockets.model import fold_address
-from check_pgsock.thresholds import LOOKS_LIKE_RANGE, Threshold
+from check_pgsock.option_values import (
+    names_recording,
+    parse_address,
+    parse_count,
+    parse_directory,
+    parse_name,
+    parse_namespace,
+    parse_peer,
+    parse_port,
+    parse_seconds,
+    parse_socket,
+    parse_source,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import NoReturn, Optional, Union
+    from collections.abc import Iterator
+    from typing import Optional
+
+    from check_pgsock.contract import Judged
+    from check_pgsock.thresholds import Threshold
 
 DEFAULT_PORT = 5432
 DEFAULT_TIMEOUT = 8.0
 DEFAULT_SETTLE = 1.0
-LIVE_SOURCES = ("auto", "netlink", "procfs")
-LONGEST_TIMEOUT = 3600.0
-LONGEST_AGE = 30 * 86400.0  # what the store keeps of a service that does not run is 40 days
-
-
-class Shown(Exception):
-    """Help or version was asked for: the text to print, instead of a check."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that neither prints nor exits, and knows options that take ranges."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-            add_help=False,
-        )
-        self._range_options: set[str] = set()
-
-    def add_range(
-        self,
-        group: "argparse._ArgumentGroup",
-        *names: str,
-        default: "Optional[str]",
-        help: str,
-    ) -> None:
-        """Add an option whose value is a threshold range to `group`."""
-        self._range_options.update(names)
-        group.add_argument(
-            *names,
-            metavar="RANGE",
-            type=argument(Threshold),
-            default=None if default is None else Threshold(default),
-            help=f"{help} (default: {default or 'none'})".replace("%", "%%"),
-        )
-
-    def parse(self, arguments: "Sequence[str]") -> argparse.Namespace:
-        """Parse; raises UsageError, or Shown for --help and --version."""
-        joined: list[str] = []
-        pending: Optional[str] = None
-        for one in arguments:
-            if pending is not None and one[:1] == "-" and LOOKS_LIKE_RANGE.fullmatch(one):
-                joined[-1] = f"{pending}={one}" if pending.startswith("--") else pending + one
-                pending = None
-                continue
-            joined.append(one)
-            pending = one if one in self._range_options else None
-        options, rest = self.parse_known_args(joined)
-        if rest:
-            self.error(f"unknown option {' '.join(rest)}")
-        return options
-
-    def error(self, message: str) -> "NoReturn":
-        """Raise what argparse would print."""
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-
-class _Show(argparse.Action):
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: "Optional[str]" = None,
-    ) -> None:
-        if self.dest == "help":
-            raise Shown(parser.format_help())
-        raise Shown(f"{parser.prog} {__version__}\n")
-
-
-class argument:
-    """Wrap a parser of one value so that its ValueError becomes argparse's error sentence."""
-
-    def __init__(self, parse: "object") -> None:
-        self._parse = parse
-
-    def __call__(self, text: str) -> object:
-        try:
-            return self._parse(text)  # type: ignore[operator]
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+_NO_ALERT = "~:"  # the range that nothing is outside of
 
 
 def add_common(parser: Parser) -> None:
@@ -117,7 +44,7 @@ def add_common(parser: Parser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--state-dir", metavar="DIR", type=argument(parse_directory),
-        help="where checks that need history keep it "
+        help="an existing directory where checks that need history keep it "
         "(default: /var/lib/check_pgsock where it is ours, else $XDG_STATE_HOME/check_pgsock)",
     )  # fmt: skip
     parser.add_argument(
@@ -126,13 +53,29 @@ def add_common(parser: Parser) -> None:
         "everything (-vvv)",
     )  # fmt: skip
     parser.add_argument(
-        "-V", "--version", action=_Show, nargs=0, default=argparse.SUPPRESS,
+        "-V", "--version", action=Show, nargs=0, default=argparse.SUPPRESS,
         help="show the version and exit 3",
     )  # fmt: skip
     parser.add_argument(
-        "-h", "--help", action=_Show, nargs=0, default=argparse.SUPPRESS,
+        "-h", "--help", action=Show, nargs=0, default=argparse.SUPPRESS,
         help="show this help and exit 3",
     )  # fmt: skip
+
+
+def add_threshold_options(parser: Parser, judged: "tuple[Judged, ...]") -> None:
+    """Add -w/-c for the first judged label, long options for each further one."""
+    group = parser.add_argument_group("thresholds")
+    for one in judged:
+        of = f"; % is of {one.percent_of}" if one.percent_of else ""
+        for word in ("warning", "critical"):
+            option = _threshold_option(judged, one, word)
+            names = (f"-{word[0]}", option) if one is judged[0] else (option,)
+            default = one.warning if word == "warning" else one.critical
+            meaning = f"{word} range of {one.label}, {one.meaning}{of}"
+            if one.baseless:
+                alone = one.baseless[word == "critical"]
+                meaning += f"; where that is not known, the default is {alone}"
+            parser.add_range(group, *names, default=default, help=meaning)
 
 
 def add_socket_options(parser: Parser) -> None:
@@ -230,9 +173,25 @@ def add_settle(parser: Parser) -> None:
     )  # fmt: skip
 
 
-def names_recording(source: str) -> bool:
-    """Whether --source is the file of a recording, and none of the live sources."""
-    return source not in LIVE_SOURCES
+def validate_thresholds(
+    options: argparse.Namespace, parser: Parser, judged: "tuple[Judged, ...]"
+) -> None:
+    """Set `given_thresholds`: by label, the options of the thresholds on the command line.
+
+    Raises UsageError for a % that is of nothing.
+    """
+    options.given_thresholds = {}
+    for one, word, threshold in chosen_thresholds(options, judged):
+        if threshold.has_percent and one.percent_of is None:
+            raise UsageError(
+                f"'{threshold}': {one.label} is judged in absolute numbers, without %; "
+                f"see {parser.prog} --help"
+            )
+        option = _threshold_option(judged, one, word)
+        # One that was given is another object than the default, though it may say the same.
+        is_given = threshold is not parser.get_default(_destination(option))
+        if is_given and str(threshold) != _NO_ALERT:
+            options.given_thresholds.setdefault(one.label, []).append(option)
 
 
 def validate_view_options(options: argparse.Namespace) -> None:
@@ -277,6 +236,26 @@ def require_below_timeout(options: argparse.Namespace, name: str) -> None:
         )
 
 
+def chosen_thresholds(
+    options: argparse.Namespace, judged: "tuple[Judged, ...]"
+) -> "Iterator[tuple[Judged, str, Threshold]]":
+    """(judged label, `warning` or `critical`, range) of each threshold, given or default."""
+    for one in judged:
+        for word in ("warning", "critical"):
+            option = _threshold_option(judged, one, word)
+            threshold: Optional[Threshold] = getattr(options, _destination(option))
+            if threshold is not None:
+                yield one, word, threshold
+
+
+def _threshold_option(judged: "tuple[Judged, ...]", one: "Judged", word: str) -> str:
+    return f"--{word}" if one is judged[0] else f"--{one.label.replace('_', '-')}-{word}"
+
+
+def _destination(option: str) -> str:
+    return option[2:].replace("-", "_")
+
+
 def chosen_leg(options: argparse.Namespace, leg: "Optional[str]" = None) -> Leg:
     """The leg that the socket options name, or the one of their endpoint that `leg` does.
 
@@ -293,116 +272,7 @@ def chosen_leg(options: argparse.Namespace, leg: "Optional[str]" = None) -> Leg:
     )
 
 
-def parse_port(text: str) -> int:
-    """A TCP port, 1 to 65535."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= 65535:
-        raise ValueError(f"'{text}' is no port, 1 to 65535")
-    return int(text)
-
-
-def parse_source(text: str) -> str:
-    """A source's name, or that of a file; whether it is there is seen when it is used."""
-    if not text or "\0" in text:
-        raise ValueError(f"'{text}' is neither {', '.join(LIVE_SOURCES)} nor a file")
-    return text
-
-
-def parse_seconds(text: str) -> float:
-    """A positive time in seconds."""
-    seconds = parse_number(text)
-    if not 0 < seconds <= LONGEST_TIMEOUT:
-        raise ValueError(f"'{text}' is no time in seconds, above 0, at most {LONGEST_TIMEOUT:g}")
-    return seconds
-
-
-def parse_age(text: str) -> float:
-    """A positive time in seconds; it may be longer than a run."""
-    seconds = parse_number(text)
-    if not 0 < seconds <= LONGEST_AGE:
-        raise ValueError(f"'{text}' is no time in seconds, above 0, at most {LONGEST_AGE:.0f}")
-    return seconds
-
-
-def parse_number(text: str) -> float:
-    """A finite number."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"'{text}' is no number") from None
-    if not math.isfinite(number):
-        raise ValueError(f"'{text}' is no number")
-    return number
-
-
-def parse_count(text: str) -> int:
-    """A whole number, 1 or more."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:19]) <= 10**9:
-        raise ValueError(f"'{text}' is no whole number of 1 or more")
-    return int(text)
-
-
-def parse_directory(text: str) -> str:
-    """The name of a directory; whether it is there is seen when it is used."""
-    if not text or "\0" in text:
-        raise ValueError(f"'{text}' is no directory")
-    return text
-
-
-def parse_name(text: str) -> str:
-    """The name of a user or a database."""
-    if not text or "\0" in text:
-        raise ValueError(f"'{text}' is no name of a user or a database")
-    return text
-
-
-def parse_namespace(text: str) -> str:
-    """The name of a network namespace or a process id; whether it is there is seen later."""
-    if not text or "/" in text or "\0" in text or text in (".", ".."):
-        raise ValueError(f"'{text}' is neither a name (ip netns) nor a process id")
-    return text
-
-
-def parse_socket(text: str) -> str:
-    """The path of a Unix socket, or @ and an abstract name; what lies there is seen later."""
-    if "\0" in text or not (text.startswith("/") or (text.startswith("@") and len(text) > 1)):
-        raise ValueError(
-            f"'{text}' is neither the absolute path of a Unix socket nor @NAME of an abstract one"
-        )
-    return text
-
-
-def parse_address(text: str) -> bytes:
-    """An IPv4 or IPv6 address, packed and folded."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        try:
-            return fold_address(socket.inet_pton(family, text))
-        except (OSError, ValueError):
-            continue
-    raise ValueError(f"'{text}' is no IPv4 or IPv6 address")
-
-
-def parse_network(text: str) -> Network:
-    """A network in CIDR notation, or a single address."""
-    import ipaddress  # 4 ms, and rarely needed
-
-    if "%" in text:
-        raise ValueError(f"'{text}' has a zone; name the network alone")
-    try:
-        network = ipaddress.ip_network(text)
-    except ValueError as error:
-        if "host bits" in str(error):
-            right = ipaddress.ip_network(text, strict=False)
-            raise ValueError(f"'{text}' has host bits set; did you mean {right}?") from None
-        raise ValueError(f"'{text}' is no network such as 10.0.0.0/8 or 2001:db8::/32") from None
-    packed = network.network_address.packed
-    folded = fold_address(packed)
-    length = network.prefixlen
-    if len(folded) < len(packed) and length >= 96:
-        return Network(folded, length - 96, text)
-    return Network(packed, length, text)
-
-
-def parse_peer(text: str) -> "Union[Network, HostName]":
-    """A network as parse_network() takes it, or the name of a host, without asking a resolver."""
-    is_network = any(one in text for one in "/:%") or text.replace(".", "").isdigit()
-    return parse_network(text) if is_network else parse_host_name(text)
+def names_host(options: argparse.Namespace) -> bool:
+    """Whether a peer is a host, by its name: see host_names.resolve_peers()."""
+    peers = (*getattr(options, "peer", ()), *getattr(options, "exclude_peer", ()))
+    return not all(isinstance(one, Network) for one in peers)

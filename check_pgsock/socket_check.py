@@ -1,9 +1,9 @@
 """What the socket checks do alike: open what they look at, say what a missing listener means."""
 
 from check_pgsock import view
+from check_pgsock.contract import WHO_LINES, Run
 from check_pgsock.errors import PgsockError
 from check_pgsock.legs import Leg, format_address
-from check_pgsock.plugin import WHO_LINES, Run
 from check_pgsock.servers.forwarders import POSSIBLE, describe, find_forwarders
 from check_pgsock.sockets.model import Listener, Tally
 from check_pgsock.sockets.reader import Reader

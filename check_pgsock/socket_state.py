@@ -2,16 +2,16 @@
 
 import os
 
+from check_pgsock.contract import Run
 from check_pgsock.errors import StateError
 from check_pgsock.legs import Leg, format_address
-from check_pgsock.plugin import Run
 from check_pgsock.view import View
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-    from check_pgsock.options import Parser
+    from check_pgsock.command_line import Parser
     from check_pgsock.store import Store
 
 NO_DIRECTORY = (

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from typing import Any
 
-    from check_pgsock.options import Parser
-    from check_pgsock.plugin import Run
+    from check_pgsock.command_line import Parser
+    from check_pgsock.contract import Run
     from check_pgsock.postgres.client import Client
 
 EVERY_DATABASE = "all"

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
-    from check_pgsock.plugin import Run
+    from check_pgsock.contract import Run
 
 ASK_AFTER = 3600.0  # seconds
 _SHARE = 0.5  # of the time left: what is kept has to become a verdict when nobody answers

@@ -10,9 +10,10 @@ that fits is used:
   leave another user's $HOME);
 - none: there is no default in /tmp.
 
-Missing directories are made with mode 0700: the last part of --state-dir (an absolute path: the
-working directory of a check is its caller's), and what the XDG paths
-lack below a directory that is ours.
+What the XDG paths lack below a directory that is ours is made, with mode 0700. The one that
+--state-dir names (an absolute path: the working directory of a check is its caller's) is never
+made: where it is missing it is mistyped or not installed, and a check that started a history of its
+own there would look healthy.
 """
 
 import os
@@ -34,9 +35,10 @@ def find_directory(
     environment: "Mapping[str, str]",
     system_directory: str = SYSTEM_DIRECTORY,
 ) -> "Optional[str]":
-    """The directory to use, made where it may be, and trusted; None where there is none.
+    """The directory to use, trusted; None where there is none.
 
-    Raises StateError for one that cannot be made or trusted.
+    Raises StateError for one that is not there (of the defaults: that cannot be made), and for one
+    that cannot be trusted.
     """
     if given is not None:
         if not given:
@@ -46,7 +48,6 @@ def find_directory(
                 f"--state-dir {given} is a relative path, and whoever runs the check decides from "
                 "where; name it from / on"
             )
-        _make(given)
         _judge(given)
         return given
     if _is_ours(system_directory):
@@ -81,9 +82,13 @@ def _make(path: str) -> None:
         return
     except OSError as error:
         raise StateError(
-            f"the state directory {path} cannot be made: {error.strerror}; make it, owned by "
-            f"{user_name(os.geteuid())}, mode 0700, or name another with --state-dir"
+            f"the state directory {path} cannot be made: {error.strerror}; {_how_to_make()}"
         ) from None
+
+
+def _how_to_make() -> str:
+    owner = user_name(os.geteuid())
+    return f"make it, owned by {owner}, mode 0700, or name another with --state-dir"
 
 
 def _judge(path: str) -> None:
@@ -91,6 +96,8 @@ def _judge(path: str) -> None:
     try:
         # The trailing slash of --state-dir DIR/ would follow a symbolic link.
         found = os.lstat(path.rstrip("/") or "/")
+    except FileNotFoundError:
+        raise StateError(f"the state directory {path} is not there; {_how_to_make()}") from None
     except OSError as error:
         raise StateError(
             f"the state directory {path} cannot be read: {error.strerror}; name another with "

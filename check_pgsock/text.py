@@ -46,9 +46,10 @@ def write_seconds(seconds: float) -> str:
     """A time as people say it: 0.3 s, 42 s, 5 min, 2 h 05 min, 3 d 04 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds // 60)
+    whole = round(seconds)  # or 299.8 s, a run's distance from the next, would be 4 min
+    if whole < 120:
+        return f"{whole} s"
+    minutes = whole // 60
     if minutes < 60:
         return f"{minutes} min"
     if minutes < 48 * 60:

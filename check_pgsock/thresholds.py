@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _BOUND = r"-?(?:\d+(?:\.\d+)?|\.\d+)%?"
 _RANGE = re.compile(rf"(?P<invert>@)?(?:(?P<start>~|{_BOUND})?:)?(?P<end>{_BOUND})?", re.ASCII)
-LOOKS_LIKE_RANGE = re.compile(r"[@~:.\d%-]+", re.ASCII)
+CHARACTERS = frozenset("@~:.%-0123456789")  # that a range consists of
 
 
 class Threshold:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Optional, Union
 
+    from check_pgsock.contract import Run
     from check_pgsock.first_seen import FirstSeen
     from check_pgsock.legs import Leg
-    from check_pgsock.plugin import Run
     from check_pgsock.sockets.reader import Reader
     from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View

@@ -5,10 +5,10 @@ of a recording (--source FILE).
 """
 
 from check_pgsock.deadline import Deadline
-from check_pgsock.options import names_recording
+from check_pgsock.option_values import names_recording
 from check_pgsock.proc_files import LiveProc, NoProc
 from check_pgsock.processes import ProcessTable
-from check_pgsock.sockets.reader import Reader, SocketReader, open_namespaces
+from check_pgsock.sockets.reader import Reader, SocketReader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def open_view(options: "Namespace", deadline: Deadline) -> View:
         return open_recording(options.source, options.moment, options.netns, deadline)
     files = LiveProc(options.proc_root or "/proc")
     if options.netns:
+        from check_pgsock.sockets.pooled_reader import open_namespaces
+
         return View(open_namespaces(options.netns, options.source, deadline), files, deadline)
     reader = SocketReader(options.source, options.proc_root, deadline)
     return View(reader, NoProc(files.root) if reader.saved else files, deadline)

@@ -25,7 +25,10 @@ from check_pgsock.pgsock.lab.namespaces import two_hosts as make_two_hosts
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session
+from check_pgsock.servers.postmaster import made_with
+from check_pgsock.sockets.model import Listener
 from check_pgsock.sockets.reader import SocketReader
+from check_pgsock.sockets.unix_sockets import UnixListener
 from tests import proving, support
 from tests.proving import Proof, Row
 
@@ -207,11 +210,11 @@ def is_made_in_one_go(server: PostgresServer) -> bool:
     """Whether a server's listeners, of TCP and of its Unix socket, have inodes without a gap."""
     with server.on.entered():
         reader = SocketReader("netlink", None, Deadline(5))
-        inodes = [one.inode for one in reader.listeners(server.port)]
-        inodes += [one.inode for one in reader.unix_listeners()]
+        listeners: list[Listener | UnixListener] = [*reader.listeners(server.port)]
+        listeners += reader.unix_listeners()
     links = [os.readlink(one.path) for one in os.scandir(f"/proc/{server.pid}/fd")]
-    own = [one for one in inodes if f"socket:[{one}]" in links]
-    return max(own) - min(own) == len(own) - 1
+    own = [one for one in listeners if f"socket:[{one.inode}]" in links]
+    return len(made_with(own[0], own)) == len(own)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 from check_pgsock.deadline import Deadline
@@ -14,6 +16,7 @@ from check_pgsock.view import View
 Fake = tuple[str, int, list[str]]
 INODE = 900
 FIRST_PID = 100
+KTHREADD = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0\n"  # PF_KTHREAD is set
 
 
 def tcp_table(port: int, uid: int) -> str:
@@ -40,3 +43,26 @@ def make_proc(root: Path, uid: int, fakes: list[Fake], port: int = 5432) -> View
         (directory / "net" / "tcp").write_text(tcp_table(port, uid), encoding="utf-8")
     deadline = Deadline(5)
     return View(SocketReader("auto", None, deadline), LiveProc(str(root)), deadline)
+
+
+def make_kthreadd(root: Path) -> None:
+    """Let it be the machine's /proc, of all its processes."""
+    (root / "2").mkdir(exist_ok=True)
+    (root / "2" / "stat").write_text(KTHREADD, encoding="ascii")
+
+
+def make_children(root: Path, pid: int, *children: int) -> None:
+    """Say whose parent a process is."""
+    directory = root / str(pid) / "task" / str(pid)
+    directory.mkdir(parents=True)
+    (directory / "children").write_text(" ".join(map(str, children)), encoding="ascii")
+
+
+def set_age(root: Path, pid: int, seconds: float) -> None:
+    """Let a process have started so many seconds ago."""
+    stat = root / str(pid) / "stat"
+    head, _, rest = stat.read_text(encoding="ascii").rpartition(")")
+    fields = rest.split()
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    fields[19] = str(int((since_boot - seconds) * os.sysconf("SC_CLK_TCK")))
+    stat.write_text(f"{head}) {' '.join(fields)}\n", encoding="ascii")

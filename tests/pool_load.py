@@ -72,7 +72,7 @@ def load(pg: PostgresServer, name: str, active: float, idle: float) -> None:
 def masked(text: str) -> str:
     """`text` with what is measured as `#`: durations, decimal fractions, pids of backends."""
     text = re.sub(r"\d+ % of the \d+(\.\d+)? that", "# % of the # that", text)
-    text = re.sub(r"\b\d+(\.\d+)? (s|min|h|days)\b", "# s", text)
+    text = re.sub(r"\b\d+(\.\d+)? (s|min|h \d\d min|d \d\d h)\b", "# s", text)
     text = re.sub(
         r"may be (up|\d+) to (\d+)(, of \d+ that its load asks for)?, it", r"may be # \2, it", text
     )
@@ -145,7 +145,7 @@ def _message(kind: bytes, payload: bytes) -> bytes:
 
 PREFIX = "PGSOCK_POOL_SIZE"
 NO_STATE = (
-    "no state directory (--state-dir) keeps what the last run saw: judged over the # s since the "
+    "no state directory (--state-dir) keeps what earlier runs saw: judged over the # s since the "
     "statistics were reset\n"
 )
 FIRST_RUN = "first run: judged over the # s since the statistics were reset\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from check_pgsock.pooling.windows import Progress, Sample
+from check_pgsock.pooling.samples import Progress, Sample
 from check_pgsock.postgres.statistics import Statistics
 
 EPOCH = 1_700_000_000.0

@@ -24,7 +24,7 @@ HIDDEN = (
     "the number of ended sessions may be off by some parallel workers, which other roles hide; "
     "grant pg_read_all_stats to the role of the check\n"
 )
-NO_STATE = "there is no state directory (--state-dir) that keeps the counters of earlier runs"
+NO_STATE = "no state directory (--state-dir) keeps what earlier runs saw"
 
 
 def run(*arguments: str, user: str | None = None, **more: str) -> Completed:
@@ -118,7 +118,7 @@ def new_database(pg: PostgresServer, name: str) -> Iterator[str]:
         pg.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def first_run(name: str, why: str = "this run is the first", note: str = "", perf: str = "") -> str:
+def first_run(name: str, why: str = "first run", note: str = "", perf: str = "") -> str:
     """The whole output where there is nothing to compare with."""
     return (
         f"{PREFIX} OK - ends of sessions on database {name} are judged from the next run on: {why}"

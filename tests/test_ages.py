@@ -12,7 +12,7 @@ from check_pgsock.legs import Leg
 from check_pgsock.sessions.ages import Age, confirm_setting, judge_age, prove_period, time_elapsed
 from check_pgsock.sockets import model
 from check_pgsock.sockets.model import Socket, TcpInfo
-from check_pgsock.sockets.sources import NetlinkSource
+from check_pgsock.sockets.sources.netlink import NetlinkSource
 from tests.moment import LOCAL4
 
 

@@ -18,6 +18,7 @@ from tests.pool_load import measured
 from tests.proving import Proof
 
 SLEEP = "SELECT"
+NO_TABLE = "SELECT pg_sleep(0.05) --"
 
 
 def scripts(window: float) -> list[list[tuple[str, float]]]:
@@ -47,7 +48,7 @@ def taken(state: Path) -> list[float]:
 def test_the_busy_ratio_is_that_of_the_truth(
     every_major: int, installations: Installations, window: float, tmp_path: Path, proof: Proof
 ) -> None:
-    state = tmp_path / "state"
+    state = tmp_path
     with PostgresServer(installations.get(every_major)) as pg:
         pg.execute("CREATE DATABASE app")
         pg.execute("CREATE TABLE one AS SELECT 1 AS one", "app")
@@ -80,3 +81,37 @@ def test_the_busy_ratio_is_that_of_the_truth(
     )
     assert abs(said["busy_sessions"] - active / (end - start)) < 0.3
     assert abs(said["idle_in_transaction"] - idle / (end - start)) < 0.3
+
+
+def test_what_is_not_in_the_statistics_is_not_judged(
+    installations: Installations, tmp_path: Path
+) -> None:
+    """From version 15 on the time of sessions that touch no table is not reported at all for long:
+    six are in transactions all the time, mostly idle.
+    """
+    options = ["--cores", "4", "--state-dir", str(tmp_path), "--since", "2", "--pool-size", "9"]
+    script = [("BEGIN", 0), (NO_TABLE, 0.05), ("", 0.5), ("COMMIT", 0)]
+    with PostgresServer(installations.get(18)) as pg:
+        pg.execute("CREATE DATABASE app")
+        actors: list[Actor] = []
+        try:
+            actors = [Actor(pg, "app", script) for _ in range(6)]
+            time.sleep(1)
+            assert support.run("pool_size", "-d", pg.dsn("app"), *options).code in (0, 1)
+            time.sleep(3)
+            done = support.run("pool_size", "-d", pg.dsn("app"), *options)
+        finally:
+            for one in actors:
+                one.stop()
+    first, _, rest = done.out.partition("\n")
+    assert (done.code, done.err) == (0, "")
+    assert re.match(
+        "PGSOCK_POOL_SIZE OK - pool of database app of 9 connections cannot be judged: "
+        r"(the statistics have nothing of|busy ratio [01]\.\d+ over) \d\.\d s(, unreliable)? \|",
+        first,
+    )
+    assert "pool_size_limit" not in first
+    assert rest.startswith(
+        "the busy ratio is unreliable: the statistics do not have what the sessions did in the "
+        "window, but more or less; statements that touch no table come late\n"
+    )

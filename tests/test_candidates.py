@@ -7,16 +7,7 @@ from pathlib import Path
 from check_pgsock.proc_files import LiveProc
 from check_pgsock.servers.candidates import list_programs
 from check_pgsock.view import View
-from tests.made_up_proc import Fake, make_proc
-
-KTHREADD = "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0\n"  # PF_KTHREAD is set
-
-
-def make_children(root: Path, pid: int, *children: int) -> None:
-    """Say whose parent a process is."""
-    directory = root / str(pid) / "task" / str(pid)
-    directory.mkdir(parents=True)
-    (directory / "children").write_text(" ".join(map(str, children)), encoding="ascii")
+from tests.made_up_proc import KTHREADD, Fake, make_children, make_kthreadd, make_proc
 
 
 class NotingProc(LiveProc):
@@ -51,9 +42,9 @@ def test_backends_are_left_out_unread(tmp_path: Path) -> None:
 def test_children_of_process_2_are_left_out_where_it_is_the_kernels(tmp_path: Path) -> None:
     view = make_proc(tmp_path, 26, [("pgbouncer", 26, [])])
     make_children(tmp_path, 2, 100)
-    stat = tmp_path / "2" / "stat"
-    stat.write_text(KTHREADD, encoding="ascii")
+    make_kthreadd(tmp_path)
     assert list_programs(view) == {}
+    stat = tmp_path / "2" / "stat"
     stat.write_text(KTHREADD.replace("2129984", "4194560"), encoding="ascii")  # a container's
     assert list_programs(view) == {}  # within a second they are read once
     view.programs = None

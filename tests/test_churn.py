@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from check_pgsock import options
 from check_pgsock.churn import (
     Churn,
     Close,
@@ -17,6 +16,7 @@ from check_pgsock.churn import (
 )
 from check_pgsock.errors import MalformedError, SourceError
 from check_pgsock.legs import Leg
+from check_pgsock.option_values import parse_address, parse_network
 from check_pgsock.sockets import model, port_range
 from check_pgsock.sockets.model import Socket, TcpInfo
 from tests.destroy_events import PORT, event
@@ -163,8 +163,8 @@ def test_refused_connect_is_no_close() -> None:
 
 
 def test_address_and_peers_filter_events() -> None:
-    here = options.parse_address("127.0.0.1")
-    net = options.parse_network("127.0.0.0/8")
+    here = parse_address("127.0.0.1")
+    net = parse_network("127.0.0.0/8")
     names = ("close_ipv4_server", "close_ipv6_server", "server_abort_server")
     assert numbers(counted(Leg((PORT,), True, here), *names)) == (2, 2, 2, 0, None)
     assert numbers(counted(Leg((PORT,), True, None, (net,)), *names)) == (2, 2, 2, 0, None)
@@ -284,10 +284,10 @@ def test_malformed_port_range(text: bytes) -> None:
 
 
 def test_port_range_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port_range, "PATH", "/nonexistent/range")
+    monkeypatch.setattr(port_range, "NAME", "nonexistent/range")
     with pytest.raises(SourceError) as raised:
         port_range.read_port_count()
     assert str(raised.value) == (
-        "/nonexistent/range cannot be read: No such file or directory; give --time-wait-warning "
-        "and --time-wait-critical without %"
+        "/proc/sys/nonexistent/range cannot be read: No such file or directory; give "
+        "--time-wait-warning and --time-wait-critical without %"
     )

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from check_pgsock.deadline import Deadline
+from check_pgsock.pgsock.lab import accounts
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.hosts import LOCAL, Host, NamespaceHost
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
@@ -144,8 +145,8 @@ def orphan(
 def state() -> Iterator[tuple[str, str]]:
     """The options that name a state directory of the check's user."""
     with fresh_directory("pgsock-state-") as directory:
-        directory.chmod(0o777)
-        yield "--state-dir", f"{directory}/state"
+        accounts.own(directory, accounts.account_of(STRANGER))
+        yield "--state-dir", str(directory)
 
 
 @pytest.mark.parametrize("source", ["netlink", "procfs"])

@@ -11,12 +11,12 @@ from check_pgsock.sessions.connections import (
     KEYS,
     SERVER,
     Connection,
-    Holder,
     count_by,
     of_socket,
     of_unix_socket,
     who_lines,
 )
+from check_pgsock.sessions.holders import Holder
 from check_pgsock.sessions.titles import parse_title
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Socket, TcpInfo
 from check_pgsock.sockets.unix_sockets import STREAM, UnixSocket

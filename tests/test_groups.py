@@ -6,8 +6,8 @@ from argparse import Namespace
 
 import pytest
 
-from check_pgsock import options as opts
 from check_pgsock.errors import PgsockError, UsageError
+from check_pgsock.option_values import parse_address
 from check_pgsock.sessions.groups import (
     GroupLimits,
     Groups,
@@ -88,7 +88,7 @@ def test_the_narrowest_network_has_a_peer() -> None:
         ("2001:db8::1", "2001:db8::/32"),
         ("192.0.2.1", "192.0.2.1"),
     ):
-        assert limits.name_of(opts.parse_address(address)) == name
+        assert limits.name_of(parse_address(address)) == name
 
 
 def test_labels_are_told_apart_by_the_first_19_characters() -> None:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, cast
 import pytest
 
 from check_pgsock import options, plugin
+from check_pgsock.command_line import Parser
+from check_pgsock.contract import CheckSpec
 from check_pgsock.pgsock.lab import accounts
 from check_pgsock.pgsock.lab.directories import fresh_directory
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
@@ -49,9 +51,9 @@ def name_of(executable: str) -> str:
     return executable.removeprefix("check_pgsock_")
 
 
-def spec_of(executable: str) -> plugin.CheckSpec:
+def spec_of(executable: str) -> CheckSpec:
     module = importlib.import_module(f"check_pgsock.checks.{name_of(executable)}")
-    return cast(plugin.CheckSpec, module.SPEC)
+    return cast(CheckSpec, module.SPEC)
 
 
 class CheckCommand(NamedTuple):
@@ -97,21 +99,21 @@ class _Built(Exception):
     pass
 
 
-def parser_of(executable: str, monkeypatch: pytest.MonkeyPatch) -> options.Parser:
+def parser_of(executable: str, monkeypatch: pytest.MonkeyPatch) -> Parser:
     """The parser of an executable, caught at the moment it is used."""
 
-    def parse(parser: options.Parser, arguments: object) -> None:
+    def parse(parser: Parser, arguments: object) -> None:
         raise _Built(parser)
 
     spec = spec_of(executable)
     with monkeypatch.context() as patch:
-        patch.setattr(options.Parser, "parse", parse)
+        patch.setattr(Parser, "parse", parse)
         with pytest.raises(_Built) as caught:
             plugin._parse(spec, [])
-    return cast(options.Parser, caught.value.args[0])
+    return cast(Parser, caught.value.args[0])
 
 
-def wanted_arguments(executable: str, parser: options.Parser) -> dict[str, dict[str, object]]:
+def wanted_arguments(executable: str, parser: Parser) -> dict[str, dict[str, object]]:
     """The arguments that a CheckCommand should have: every option but help and version."""
     wanted: dict[str, dict[str, object]] = {}
     for action in parser._actions:
@@ -651,7 +653,7 @@ def test_nrpe_command_says_what_its_executable_says(
 
 def measured_masked(text: str) -> str:
     """What pool_size says, without what depends on how long ago the statistics were reset."""
-    text = re.sub(r"( over (?:the )?)[\d.]+ s\b", r"\1#", text)
+    text = re.sub(r"( over (?:the )?)[\d.]+ (?:s|min)\b", r"\1#", text)
     text = re.sub(r"(?<=may be )\d+(?= to )|(?<=pool_size_needed=)\d+", "#", text)
     return re.sub(r"\d+\.\d+", "#", text)
 
@@ -696,7 +698,7 @@ def test_nrpe_sessions(answers: dict[str, Answers]) -> None:
     assert done.code == 0
     assert session_load.masked(done.out) == (
         "PGSOCK_SESSIONS OK - ends of sessions on database shop are judged from the next run on: "
-        f"this run is the first | {session_load.PROFILE}\n{session_load.ADVICE}"
+        f"first run | {session_load.PROFILE}\n{session_load.ADVICE}"
     )
 
 

@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from check_pgsock import options
 from check_pgsock.legs import Leg, top_peers
+from check_pgsock.option_values import parse_address, parse_network
 from check_pgsock.sockets import model
 from check_pgsock.sockets.model import Listener, Query
 from tests.moment import ANY6, LOCAL4, LOCAL6, SOCKETS
@@ -15,7 +15,7 @@ from tests.moment import ANY6, LOCAL4, LOCAL6, SOCKETS
 
 def packed(text: str) -> bytes:
     """An address, folded."""
-    return options.parse_address(text)
+    return parse_address(text)
 
 
 def listener(address: bytes, port: int = 5432) -> Listener:
@@ -47,8 +47,8 @@ def test_filter(
     leg = Leg(
         (5432,),
         address=None if address is None else packed(address),
-        peers=tuple(map(options.parse_network, peers)),
-        excluded_peers=tuple(map(options.parse_network, excluded)),
+        peers=tuple(map(parse_network, peers)),
+        excluded_peers=tuple(map(parse_network, excluded)),
     )
     assert leg.filter is not None
     found = {
@@ -62,7 +62,7 @@ def test_listeners_are_filtered_by_address_only() -> None:
     other = listener(packed("10.0.0.1"))
     found = [here, everywhere4, everywhere6, other, listener(LOCAL4, 6432)]
     assert Leg((5432,)).listeners(found) == found[:4]
-    assert Leg((5432,), peers=(options.parse_network("10.0.0.0/8"),)).listeners(found) == found[:4]
+    assert Leg((5432,), peers=(parse_network("10.0.0.0/8"),)).listeners(found) == found[:4]
     assert Leg((5432,), address=LOCAL4).listeners(found) == [here]
     assert Leg((5432,), address=packed("10.9.9.9")).listeners(found) == [everywhere4]
     assert Leg((5432,), address=packed("10.9.9.9")).listeners([everywhere6]) == [everywhere6]
@@ -80,9 +80,9 @@ def test_listeners_are_filtered_by_address_only() -> None:
         (Leg((5432, 6432), server=False), "to ports 5432, 6432"),
         (Leg((5432,), address=LOCAL6), "on port 5432 at ::1"),
         (Leg((5432,), False, address=LOCAL4), "to port 5432 from 127.0.0.1"),
-        (Leg((5432,), peers=(options.parse_network("10.0.0.0/8"),)),
+        (Leg((5432,), peers=(parse_network("10.0.0.0/8"),)),
          "on port 5432 with 10.0.0.0/8"),
-        (Leg((5432,), excluded_peers=(options.parse_network("fe80::/10"),)),
+        (Leg((5432,), excluded_peers=(parse_network("fe80::/10"),)),
          "on port 5432 without fe80::/10"),
     ],
 )  # fmt: skip

@@ -28,7 +28,8 @@ from check_pgsock.servers.listeners import Endpoint
 from check_pgsock.servers.owners import Owner
 from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL
 from check_pgsock.sockets.model import Listener
-from check_pgsock.sockets.reader import SocketReader, open_namespaces
+from check_pgsock.sockets.pooled_reader import open_namespaces
+from check_pgsock.sockets.reader import SocketReader
 from check_pgsock.unix.leg import read_sessions
 from check_pgsock.unix.server import say_elsewhere
 from check_pgsock.view import View

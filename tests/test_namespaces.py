@@ -334,7 +334,7 @@ READ = """
 import sys
 from check_pgsock.deadline import Deadline
 from check_pgsock.sockets.model import ESTABLISHED, Query
-from check_pgsock.sockets.reader import open_namespaces
+from check_pgsock.sockets.pooled_reader import open_namespaces
 process, source, port = sys.argv[1:]
 reader = open_namespaces([process], source, Deadline(5))
 (one,) = reader.each

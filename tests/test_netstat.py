@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from check_pgsock.sockets.netstat import parse_netstat, read_listen_drops
+from check_pgsock.sockets.sources.netstat import parse_netstat, read_listen_drops
 
 TEXT = b"""TcpExt: SyncookiesSent ListenOverflows ListenDrops TCPTimeouts
 TcpExt: 0 12 14 3

@@ -1,77 +1,78 @@
-"""Peers as the command line names them; pure: no resolver is asked."""
+"""Options of several executables, from a command line to what was chosen; pure."""
 
 from __future__ import annotations
+
+from argparse import Namespace
 
 import pytest
 
 from check_pgsock import options as opts
-from check_pgsock.host_names import Host, HostName
-from check_pgsock.legs import Leg, Network
+from check_pgsock.command_line import Parser
+from check_pgsock.contract import Judged
+from check_pgsock.errors import UsageError
 
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "db",
-        "db.example",
-        "db.example.",
-        "DB-1.example",
-        "app_db_1",
-        "xn--bcher-kva.example",
-        "1.example",
-        "beef",
-        "localhost",
-        "a" * 63 + ".example",
-        ".".join(["a" * 49] * 5),
-    ],
+JUDGED = (
+    Judged("slots", "slots in use", "80%", "90%", percent_of="the limit"),
+    Judged("wait_ratio", "part of the time", warning="5"),
 )
-def test_host_names(text: str) -> None:
-    name = opts.parse_peer(text)
-    assert isinstance(name, HostName)
-    assert name.text == text
 
 
-@pytest.mark.parametrize("text", ["10.0.0.0/8", "::1", "2001:db8::/32", "127.0.0.1", "0.0.0.0/0"])
-def test_networks(text: str) -> None:
-    network = opts.parse_peer(text)
-    assert isinstance(network, Network)
-    assert network.text == text
+def parse(*arguments: str) -> Namespace:
+    """The options of a check that judges JUDGED, validated."""
+    parser = Parser("check_pgsock_test", "")
+    opts.add_threshold_options(parser, JUDGED)
+    opts.add_leg_options(parser.add_argument_group("sockets"), "server", "client")
+    options = parser.parse(arguments)
+    opts.validate_thresholds(options, parser, JUDGED)
+    return options
 
 
-NEITHER = "'{}' is neither a network such as 10.0.0.0/8 or 2001:db8::/32 nor the name of a host"
-NO_NETWORK = "'{}' is no network such as 10.0.0.0/8 or 2001:db8::/32"
+def chosen(options: Namespace) -> list[tuple[str, str, str]]:
+    """The thresholds: label, word, range."""
+    found = opts.chosen_thresholds(options, JUDGED)
+    return [(one.label, word, str(threshold)) for one, word, threshold in found]
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        *((one, NEITHER) for one in ("", "a b", "-db", "db-", "db..example", ".db", "bücher.de",
-                                     "db\n", "*.example", "db.example;", "a" * 64,
-                                     ".".join(["a" * 50] * 5))),
-        # getaddrinfo(3) would take these for addresses.
-        *((one, NEITHER) for one in ("0x7f000001", "0x7f.1", "db.1", "db.0x1f.")),
-        *((one, NO_NETWORK) for one in ("127.1", "2130706433", "10.0.0", "10.0.0.300",
-                                        "10.0.0.0/33", "db/8", "db:5432", "1.")),
-        ("fe80::1%eth0", "'{}' has a zone; name the network alone"),
-        ("10.0.0.1/8", "'{}' has host bits set; did you mean 10.0.0.0/8?"),
-    ],
-)  # fmt: skip
-def test_neither(text: str, sentence: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        opts.parse_peer(text)
-    assert str(caught.value) == sentence.format(text)
+def test_thresholds_are_those_by_default() -> None:
+    options = parse()
+    assert chosen(options) == [
+        ("slots", "warning", "80%"),
+        ("slots", "critical", "90%"),
+        ("wait_ratio", "warning", "5"),
+    ]
+    assert options.given_thresholds == {}
 
 
-def test_a_host_is_its_addresses_and_is_called_by_its_name() -> None:
-    addresses = ["192.0.2.7", "::1", "2001:db8::7", "10.0.0.1"]
-    host = Host("db.example", frozenset(map(opts.parse_address, addresses)))
-    assert host.describe() == "db.example is 10.0.0.1, 192.0.2.7, ::1, 2001:db8::7"
-    local, inside, outside = map(opts.parse_address, ("192.0.2.1", "2001:db8::7", "192.0.2.8"))
-    for leg, accepted in (
-        (Leg((5432,), peers=(host,)), [True, False]),
-        (Leg((5432,), excluded_peers=(host,)), [False, True]),
-        (Leg((5432,), peers=(host, opts.parse_network("192.0.2.8"))), [True, True]),
-    ):
-        assert leg.filter is not None
-        assert [leg.filter(local, one) for one in (inside, outside)] == accepted
-    assert Leg((5432,), False, peers=(host,)).describe() == "to port 5432 with db.example"
+def test_thresholds_that_are_given_are_noted() -> None:
+    options = parse("-w", "80%", "--wait-ratio-critical", "-5:9", "--wait-ratio-warning=7")
+    assert chosen(options) == [
+        ("slots", "warning", "80%"),
+        ("slots", "critical", "90%"),
+        ("wait_ratio", "warning", "7"),
+        ("wait_ratio", "critical", "-5:9"),
+    ]
+    assert options.given_thresholds == {
+        "slots": ["--warning"],  # also where it says what the default does
+        "wait_ratio": ["--wait-ratio-warning", "--wait-ratio-critical"],
+    }
+
+
+def test_to_switch_a_threshold_off_is_not_to_rely_on_it() -> None:
+    options = parse("-c", "~:", "--wait-ratio-warning", "~:")
+    assert options.given_thresholds == {}
+
+
+def test_a_percentage_of_nothing() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("--wait-ratio-critical", "5%")
+    assert str(caught.value) == (
+        "'5%': wait_ratio is judged in absolute numbers, without %; see check_pgsock_test --help"
+    )
+
+
+@pytest.mark.parametrize("option", ["--peer", "--exclude-peer"])
+def test_a_host_is_told_from_a_network(option: str) -> None:
+    assert not opts.names_host(parse())
+    assert not opts.names_host(parse(option, "10.0.0.0/8"))
+    assert opts.names_host(parse(option, "10.0.0.0/8", option, "db.example"))
+    assert not opts.names_host(Namespace())  # of a check without peers

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from check_pgsock.postgres.parallelism import NONE_SEEN, Looks, add, count_titles, parallelism
-from check_pgsock.sessions.titles import Title, parse_children
+from check_pgsock.sessions.children import parse_children
+from check_pgsock.sessions.titles import Title
 
 DATABASES = {"app": 16384, "postgres": 5}
 
@@ -54,7 +55,7 @@ def test_leaders_and_their_workers() -> None:
         "autovacuum worker app",
         "walsender rep 192.0.2.2(40000) streaming 0/5000148",
     )
-    assert count_titles(seen, DATABASES) == {16384: Looks(3, 5, 0), 5: Looks(1, 2, 0)}
+    assert count_titles(seen, DATABASES) == {16384: Looks(3, 5, 0, 1), 5: Looks(1, 2, 0)}
 
 
 def test_workers_of_a_leader_that_executes_no_more() -> None:
@@ -69,11 +70,17 @@ def test_workers_of_a_leader_that_executes_no_more() -> None:
         "startup",
         "initializing",
         "notify interrupt",
-        "idle in transaction (aborted)",
     ],
 )
 def test_sessions_that_execute_nothing(text: str) -> None:
     assert count_titles(titles(f"app app [local] {text}"), DATABASES) == {16384: NONE_SEEN}
+
+
+def test_sessions_that_are_idle_in_transactions() -> None:
+    for text in ("idle in transaction", "idle in transaction (aborted)"):
+        assert count_titles(titles(f"app app [local] {text}"), DATABASES) == {
+            16384: Looks(0, 0, 0, 1)
+        }
 
 
 def test_titles_that_are_not_updated_hide_all() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from check_pgsock.deadline import Deadline
 from check_pgsock.pgsock.lab.postgres import PostgresServer
+from check_pgsock.pgsock.lab.wire import WireError
 from check_pgsock.postgres.client import Client, connect
 from check_pgsock.postgres.parallelism import (
     NONE_SEEN,
@@ -226,6 +227,16 @@ def test_a_load_without_workers(parallel_pg: PostgresServer, app: str) -> None:
         assert before[oid] == after[oid] == Launched(0, 0)
 
 
+def test_sessions_idle_in_transactions(parallel_pg: PostgresServer, app: str) -> None:
+    with parallel_pg.connect(app) as one, parallel_pg.connect(app) as other:
+        one.query("BEGIN")
+        other.query("BEGIN")
+        with pytest.raises(WireError):
+            other.query("SELECT 1 / 0")
+        with client(parallel_pg) as looking, parallel_pg.connect(app):
+            assert look(looking, Deadline(8), 2, 0.01) == {oids(looking)[app]: Looks(0, 0, 0, 4)}
+
+
 def test_who_may_not_see_other_roles_sessions_does_not_take_them_for_idle(
     parallel_pg: PostgresServer, app: str
 ) -> None:
@@ -248,7 +259,7 @@ def test_who_may_not_see_other_roles_sessions_does_not_take_them_for_idle(
                 assert look(one, Deadline(8), 2, 0.01) == {oid: Looks(2, 10, 0)}
     finally:
         parallel_pg.execute("DROP ROLE low; DROP ROLE monitor")
-    assert done == (0, "(1, Looks(leaders=10, processes=50, hidden=0))\n", "")
+    assert done == (0, "(1, Looks(leaders=10, processes=50, hidden=0, idle=0))\n", "")
 
 
 def test_sessions_whose_state_is_not_kept(parallel_pg: PostgresServer, app: str) -> None:
@@ -329,7 +340,7 @@ def test_the_check_adds_up_the_looks_of_its_runs(
 ) -> None:
     """Those of one run are too few to be relied on."""
     options = ["-d", parallel_pg.dsn(app), "--cores", "4", "--since", "1", "-v"]
-    options += ["--state-dir", str(tmp_path / "state")]
+    options += ["--state-dir", str(tmp_path)]
     with Load(parallel_pg, app) as load:
         load.run(LONG)
         time.sleep(0.3)

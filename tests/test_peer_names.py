@@ -163,7 +163,7 @@ def test_tools_take_all_addresses(tmp_path: Path) -> None:
 
 
 def test_samples_stay_those_of_a_name_whose_addresses_change(tmp_path: Path) -> None:
-    state = tmp_path / "state"
+    state = tmp_path
     keys = set()
     with both_families(1) as port:
         for address in ("127.0.0.1", "::1", "127.0.0.9"):

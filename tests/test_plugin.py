@@ -268,10 +268,11 @@ def test_state_and_sentence_are_kept_whatever_the_perfdata_takes() -> None:
     code = (
         "import sys; sys.argv[:] = ['check_pgsock_close_wait', *sys.argv[1:]]\n"
         "from check_pgsock import plugin\n"
+        "from check_pgsock.contract import Metric, Report\n"
         "from check_pgsock.checks.close_wait import SPEC\n"
         "def probe(run):\n"
-        "    metrics = [plugin.Metric(f'label_{one}', one) for one in range(200)]\n"
-        "    return plugin.Report('what is to be said', metrics, floor=('critical', 'too much'))\n"
+        "    metrics = [Metric(f'label_{one}', one) for one in range(200)]\n"
+        "    return Report('what is to be said', metrics, floor=('critical', 'too much'))\n"
         "SPEC.probe = probe\n"
         "plugin.run(SPEC)\n"
     )

@@ -38,7 +38,7 @@ from tests.pool_load import (
 @pytest.fixture
 def state(tmp_path: Path) -> str:
     """A state directory of our own."""
-    return str(tmp_path / "state")
+    return str(tmp_path)
 
 
 def test_ok_warning_critical_on_the_limit(pg: PostgresServer) -> None:
@@ -294,7 +294,7 @@ def test_fail_over_to_a_standby_between_runs(
     (standby.data_directory / "standby.signal").touch()
     standby.start()
     services = tmp_path / "services"
-    options = ["-d", "service=app", "--cores", "2", "--state-dir", str(tmp_path / "state")]
+    options = ["-d", "service=app", "--cores", "2", "--state-dir", str(tmp_path)]
     for server, why in (
         (primary, "first run"),
         (standby, "another server answers than at the last run (a fail-over?)"),

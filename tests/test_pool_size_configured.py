@@ -167,7 +167,7 @@ def test_an_idle_night_with_one_monitor(pg: PostgresServer, tmp_path: Path) -> N
     with database(pg) as name:
         pg.execute("CREATE TABLE one AS SELECT 1 AS one", name)
         options = ["-d", pg.dsn(name), *CORES, "--pool-size", "20", "--since", "1"]
-        options += ["--state-dir", str(tmp_path / "state")]
+        options += ["--state-dir", str(tmp_path)]
         first = run(*options, user=None)
         assert (first.code, first.out.splitlines()[1:]) == (0, [FIRST_RUN.strip()])
         with pg.connect(name) as monitor:
@@ -184,7 +184,7 @@ def test_an_idle_night_with_one_monitor(pg: PostgresServer, tmp_path: Path) -> N
 def test_a_database_made_and_dropped_between_runs(make_pg: MakePg, tmp_path: Path) -> None:
     pg = make_pg()
     options = ["-d", pg.dsn(), *CORES, "--pool-size", "2", "--since", "1", "--database", "all"]
-    options += ["--state-dir", str(tmp_path / "state")]
+    options += ["--state-dir", str(tmp_path)]
     assert run(*options, user=None).code == 0
     pg.execute("CREATE DATABASE new")
     load(pg, "new", 0.8, 0)

@@ -153,7 +153,7 @@ def test_a_role_that_leaves_out_digits(pg: PostgresServer, tmp_path: Path) -> No
         try:
             options = ["-d", pg.dsn(name, "rough"), "--cores", "3.25", "--pool-size", "1"]
             options += ["--full-load-warning", "~:", "--since", "0.5"]
-            state = ["--state-dir", str(tmp_path / "state"), "--since", "0.01"]
+            state = ["--state-dir", str(tmp_path), "--since", "0.01"]
             for _ in range(2):
                 done = support.run("pool_size", *options)
                 assert masked(done.out) == judged("OK", name, 1, 6, notes=NO_STATE)

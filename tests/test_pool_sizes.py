@@ -75,13 +75,14 @@ def observe(
     pg.execute("CREATE TABLE one AS SELECT 1 AS one", database)
     script = directory / f"work{size}.sql"
     script.write_text(WORK, encoding="utf-8")
-    state = str(directory / f"state{size}")
+    state = directory / f"state{size}"
+    state.mkdir(mode=0o700)
     with (
         PgBouncerServer(pg, pool_mode="transaction", default_pool_size=size) as pooler,
         at_work(pgbench, pooler, database, script, window + 6) as running,
     ):
         console = pooler.dsn("pgbouncer", "admin")
-        common = ["--state-dir", state]
+        common = ["--state-dir", str(state)]
         sizing = ["-d", pg.dsn(database), "--console", console, "--cores", str(CORES)]
         sizing += ["--since", str(window - 1), "--parallelism", "1", *common]
         # Here three applications are at work; each is judged by itself.

@@ -129,8 +129,8 @@ BOUNDS = "estimated from sockets: lower bounds; PgBouncer's console (--dsn) tell
 def _estimated(pooler: PgBouncerServer, note: str) -> str:
     return (
         f"{PREFIX} WARNING - at least 3 clients wait on port {pooler.port}, the first for at least "
-        "# s: estimated, 5 clients awaiting an answer, 2 busy server connections (maxwait outside "
-        f"range 0:1) | maxwait=#s;1;5;0 cl_waiting=3;;;0 clients=5;;;0\n{BOUNDS}{note}"
+        "# s: estimated, 5 clients await an answer and 2 server connections are busy (maxwait "
+        f"outside range 0:1) | maxwait=#s;1;5;0 cl_waiting=3;;;0 clients=5;;;0\n{BOUNDS}{note}"
     )
 
 
@@ -155,7 +155,7 @@ def test_nobody_waits(server: PostgresServer, state: Sequence[str]) -> None:
             assert (done.code, masked(done.out), done.err) == (
                 0,
                 f"{PREFIX} OK - no client is seen to wait on port {pooler.port}: estimated, 2 "
-                "clients awaiting an answer, 2 busy server connections | maxwait=#s;1;5;0 "
+                "clients await an answer and 2 server connections are busy | maxwait=#s;1;5;0 "
                 f"cl_waiting=0;;;0 clients=3;;;0\n{BOUNDS}",
                 "",
             )
@@ -515,7 +515,7 @@ def test_server_connections_over_unix_sockets(server: PostgresServer) -> None:
     assert (done.code, masked(done.out)) == (
         0,
         f"{PREFIX} OK - at least 1 client waits on port {pooler.port}, the first for at least # s: "
-        "estimated, 3 clients awaiting an answer, 0 busy server connections | maxwait=#s;60;60;0 "
-        f"cl_waiting=1;;;0 clients=3;;;0\n{BOUNDS}2 server connections over Unix sockets, which "
-        "have no clocks: taken for busy\n",
+        "estimated, 3 clients await an answer and up to 2 server connections may be busy | "
+        f"maxwait=#s;60;60;0 cl_waiting=1;;;0 clients=3;;;0\n{BOUNDS}2 server connections over "
+        "Unix sockets, which have no clocks: taken for busy\n",
     )

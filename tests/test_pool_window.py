@@ -8,19 +8,9 @@ from typing import Any
 import pytest
 
 from check_pgsock.pooling import windows
-from check_pgsock.pooling.windows import (
-    ASKED,
-    FIRST_RUN,
-    LAST_RUN,
-    NO_STATE,
-    RECENT_RUNS,
-    Progress,
-    Sample,
-    Window,
-    find_same,
-    highest_load,
-    parse_sample,
-)
+from check_pgsock.pooling.origins import EARLIER_RUN, FIRST_RUN, NO_STATE
+from check_pgsock.pooling.samples import History, Progress, Sample, parse_sample
+from check_pgsock.pooling.windows import ASKED, RECENT_RUNS, Window, highest_load
 from check_pgsock.postgres.parallelism import Looks
 from check_pgsock.postgres.statistics import (
     CLOCK_STEP,
@@ -40,7 +30,7 @@ def choose_window(
     enough: float = 0,
 ) -> Window:
     return windows.choose_window(
-        current, earlier, shortest, lambda one: one.active + one.idle >= enough
+        History(current, earlier), shortest, lambda one: one.active + one.idle >= enough
     )
 
 
@@ -80,7 +70,7 @@ def test_never_reset_has_sums_and_no_length() -> None:
 
 def test_second_run_judges_since_the_first() -> None:
     window = choose_window(sample(500, 20, 30), [sample(200, 5, 10)])
-    assert parts(window) == (LAST_RUN, 300, 15, 20)
+    assert parts(window) == (EARLIER_RUN, 300, 15, 20)
 
 
 @pytest.mark.parametrize("reset", [EPOCH, None])
@@ -99,7 +89,7 @@ def test_a_short_window_reaches_back(
 ) -> None:
     before = [sample(at, at, stats_reset=reset) for at in earlier]
     window = choose_window(sample(now, now, stats_reset=reset), before)
-    assert parts(window) == (LAST_RUN, seconds, seconds, 0)
+    assert parts(window) == (EARLIER_RUN, seconds, seconds, 0)
 
 
 @pytest.mark.parametrize(("reset", "seconds"), [(EPOCH - 500, 559.5), (None, None)])
@@ -149,7 +139,7 @@ def test_an_address_of_two_servers_in_turn_subtracts_like_from_like() -> None:
     other = {"postmaster_start": EPOCH - 5, "stats_reset": EPOCH - 5}
     earlier = [sample(0, 1), sample(60, 900, **other), sample(120, 5)]
     window = choose_window(sample(180, 950, **other), earlier)
-    assert parts(window) == (LAST_RUN, 120, 50, 0)
+    assert parts(window) == (EARLIER_RUN, 120, 50, 0)
 
 
 def test_a_reset_between_runs_is_never_subtracted_across() -> None:
@@ -158,13 +148,13 @@ def test_a_reset_between_runs_is_never_subtracted_across() -> None:
     window = choose_window(sample(130, 2, **reset), earlier)
     assert parts(window) == (RECENT_RUNS, 40, 2, 0)
     window = choose_window(sample(160, 2, **reset), earlier)
-    assert parts(window) == (LAST_RUN, 60, 1, 0)
+    assert parts(window) == (EARLIER_RUN, 60, 1, 0)
 
 
 def test_averages_are_never_above_what_was_measured() -> None:
-    window = Window(LAST_RUN, 3, None, sample(3, 2.0, 0.9))
+    window = Window(EARLIER_RUN, 3, None, sample(3, 2.0, 0.9))
     assert (window.busy_sessions, window.in_transaction_sessions) == (0.666, 0.3)
-    assert Window(LAST_RUN, None, None, sample(3, 0.0017, 0.001)).spent == 0.002
+    assert Window(EARLIER_RUN, None, None, sample(3, 0.0017, 0.001)).spent == 0.002
 
 
 def test_what_is_in_progress_is_of_the_window_it_was_spent_in() -> None:
@@ -217,11 +207,22 @@ def test_since_the_reset_is_all_there_is() -> None:
 
 def test_the_highest_load_is_that_between_two_runs() -> None:
     samples = [sample(0), sample(60, 30), sample(70, 130), sample(120, 150), sample(180, 160)]
-    same = find_same(samples[-1], samples[:-1])
-    assert [one.taken - EPOCH for one in same] == [120, 70, 60, 0]
+    history = History(samples[-1], samples[:-1])
+    assert [one.taken - EPOCH for one in history.same] == [120, 70, 60, 0]
     # 10 in 60 s, 20 in 50 s, then back to a run so long before: 130 in 70 s.
-    assert highest_load(samples[-1], same) == pytest.approx(130 / 70)
-    assert highest_load(samples[-1], []) is None
+    assert highest_load(history) == pytest.approx(130 / 70)
+    assert highest_load(History(samples[-1], [])) is None
     # Retries are too near each other to tell a load, and yesterday is over.
-    assert highest_load(sample(200), [sample(190), sample(180)]) is None
-    assert highest_load(sample(200000, 9e9), [sample(100)]) is None
+    assert highest_load(History(sample(200), [sample(180), sample(190)])) is None
+    assert highest_load(History(sample(200000, 9e9), [sample(100)])) is None
+
+
+def test_a_history_is_what_the_counters_went_on_from() -> None:
+    looks = Looks(1, 2, 0)
+    earlier = [sample(at, looks=looks) for at in (-10, 0, 100, 86400)]
+    earlier.insert(2, sample(50, port=5433, looks=looks))
+    history = History(sample(86450, looks=looks), earlier)
+    assert [one.taken - EPOCH for one in history.within(100)] == [86450, 86400]
+    assert [one.taken - EPOCH for one in history.same] == [86400, 100, 0, -10]
+    assert history.looks == Looks(3, 6, 0)  # of a day
+    assert History(sample(5), None).looks == Looks(0, 0, 0)

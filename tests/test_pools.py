@@ -6,23 +6,27 @@ from typing import Any
 
 import pytest
 
-from check_pgsock.pooling import pools, windows, wording
+from check_pgsock.pooling import assessment, pools, windows, wording
+from check_pgsock.pooling.origins import EARLIER_RUN, FIRST_RUN, NO_STATE
 from check_pgsock.pooling.pools import (
     JUDGED,
     NO_STATEMENTS,
     TOO_LITTLE,
-    Backends,
     Pool,
     Size,
     Terms,
-    assess,
 )
-from check_pgsock.pooling.windows import LAST_RUN, Progress, Sample, Window
+from check_pgsock.pooling.samples import Backends, History, Progress, Sample, sum_progress
+from check_pgsock.pooling.windows import Window
 from check_pgsock.postgres import statistics
 from check_pgsock.postgres.parallelism import Looks
 from tests.pool_samples import sample
 
 NINE = Size(9, "--pool-size")
+
+
+def assess(now: Sample, earlier: list[Sample], *more: Any) -> Pool:
+    return assessment.assess(History(now, earlier), *more)
 
 
 def of(active: float, idle: float, seconds: float = 100, **terms: Any) -> Pool:
@@ -119,7 +123,7 @@ def backend(count: int, **other: Any) -> Backends:
 
 
 def test_progress_is_the_sum_of_those_that_show_it() -> None:
-    progress = pools.sum_progress(
+    progress = sum_progress(
         [
             backend(7),
             backend(2, state="active", active=3.5, unsplit=1.0, oldest=4.0),
@@ -263,7 +267,7 @@ def test_all_pools_of_a_server_share_its_cores() -> None:
     assert [one.work for one in [*each, quiet]] == [2.5, 2.0, 1.5, None]
     assert pools.full_load([*each, quiet], terms.capacity) == 200
     assert pools.full_load([quiet], terms.capacity) is None
-    assert wording.describe_together(each, terms, 200) == (
+    assert wording.describe_together(each, terms) == (
         "all pools in full use come to 6.0 processes at work, 200 % of the 3 that the server can "
         "run: shop 2.5, app 2.0, quiet 1.5"
     )
@@ -300,7 +304,7 @@ def test_the_worst_is_the_fullest_of_those_judged() -> None:
     assert pools.find_worst([quiet, pool("d", 9, None)]) is quiet
 
 
-def window(seconds: float | None, origin: str = LAST_RUN, after: Sample | None = None) -> Window:
+def window(seconds: float | None, origin: str = EARLIER_RUN, after: Sample | None = None) -> Window:
     return Window(origin, seconds, None, after or sample(60, 1, 1))
 
 
@@ -331,6 +335,22 @@ def test_what_the_statistics_do_not_have_is_not_judged() -> None:
     before = sample(100, 5, looks=Looks(30, 30, 0))
     pool = assess(sample(160, 6, looks=Looks(30, 30, 0)), [before], Terms(4), NINE)
     assert (pool.outcome, pool.allowed) == (pools.UNRELIABLE, None)
+    # Nor where they are idle in transactions, or in either state.
+    for looks in (Looks(9, 9, 0, 30), Looks(11, 11, 0, 11)):
+        pool = assess(sample(160, 9, 3, looks=looks), [sample(100, 5, looks=looks)], Terms(4), NINE)
+        assert pool.outcome == pools.UNRELIABLE
+    # Nothing came into the counters at all, or less than had been in progress.
+    progress = Progress(active=9, idle=9)
+    looks = Looks(9, 9, 0, 30)
+    before = sample(100, progress=progress, looks=looks)
+    pool = assess(sample(160, looks=looks), [before], Terms(4), NINE)
+    assert wording.describe(pool, Terms(4)) == (
+        "pool of database app of 9 connections cannot be judged: the statistics have nothing of "
+        "60 s"
+    )
+    said = wording.describe_quality(pool)
+    assert said is not None
+    assert said.startswith("the busy ratio is unreliable: the statistics do not have what ")
     # One run's looks may have met the only moment of work.
     alone = assess(sample(160, 90, 30, looks=Looks(90, 90, 0)), [sample(100, 5)], Terms(4), NINE)
     assert alone.outcome == JUDGED
@@ -357,13 +377,13 @@ def test_what_came_late_is_not_judged() -> None:
 @pytest.mark.parametrize(
     ("seconds", "origin", "words"),
     [
-        (60, LAST_RUN, None),
-        (86400, windows.FIRST_RUN, "first run: judged over the 24.0 h since the statistics "
+        (60, EARLIER_RUN, None),
+        (86400, FIRST_RUN, "first run: judged over the 24 h 00 min since the statistics "
          "were reset"),
         (None, statistics.CRASH, "the statistics were lost in a crash since the last run: judged "
          "over all that the statistics hold, whose beginning is not known"),
         (864000, windows.RECENT_RUNS, "no run on these statistics is 60 s ago (--since): "
-         "judged over the 10 days since the statistics were reset"),
+         "judged over the 10 d 00 h since the statistics were reset"),
     ],
 )  # fmt: skip
 def test_the_origin_is_said(seconds: float | None, origin: str, words: str | None) -> None:
@@ -372,17 +392,9 @@ def test_the_origin_is_said(seconds: float | None, origin: str, words: str | Non
 
 def test_every_origin_has_words() -> None:
     for origin in (
-        windows.NO_STATE, windows.FIRST_RUN, windows.ASKED, statistics.RESET,
+        NO_STATE, FIRST_RUN, windows.ASKED, statistics.RESET,
         statistics.CRASH, statistics.RESTART, statistics.OTHER_SERVER, statistics.OTHER_DATABASE,
         statistics.CLOCK_STEP,
     ):  # fmt: skip
         assert wording.describe_origin(window(1, origin), 60)
         assert wording.describe_origin(window(None, origin), None)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.26, "0.3 s"), (42.4, "42 s"), (1000, "17 min"), (18720, "5.2 h"), (1036800, "12 days")],
-)
-def test_duration(seconds: float, words: str) -> None:
-    assert wording.duration(seconds) == words

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from check_pgsock.processes import Process
+from check_pgsock.servers.clusters import Cluster
 from check_pgsock.servers.limits import LimitUnknown
-from check_pgsock.servers.postmaster import Cluster, Port, prove
+from check_pgsock.servers.postmaster import Port, made_with, prove
 from check_pgsock.sockets.model import Listener
+from check_pgsock.sockets.unix_sockets import STREAM, UnixListener
 from tests.moment import LOCAL4, LOCAL6
 
 PORT = 5432
@@ -16,11 +18,22 @@ ONE, TWO, THREE = ((LOCAL4, port) for port in (4001, 4002, 4003))
 
 
 class Fixed(Cluster):
-    """A cluster whose titles name these peers."""
+    """A cluster whose titles name these peers, but for one that `left` before the second look."""
 
-    def __init__(self, pid: int, peers: set[tuple[bytes, int]], *arguments: str) -> None:
+    def __init__(
+        self,
+        pid: int,
+        peers: set[tuple[bytes, int]],
+        *arguments: str,
+        left: tuple[bytes, int] | None = None,
+    ) -> None:
         self.postmaster = Process(pid, 1, "postgres", 107, ["postgres", *arguments])
-        self._peers = peers
+        self._peers = dict.fromkeys(peers, 0)
+        self._left = left
+
+    def still_names(self, peer: tuple[bytes, int]) -> bool:
+        """Whether it is not the one that left."""
+        return peer != self._left
 
 
 def proven(
@@ -31,7 +44,7 @@ def proven(
     bound: tuple[Listener, ...] = (),
     elsewhere: set[tuple[bytes, int]] | None = None,
     other_ports: tuple[int, ...] = (),
-    complete: bool = True,
+    complete: bool | None = True,
     visible: set[int] | None = None,
     alone: set[tuple[int, int]] | None = None,
 ) -> tuple[int, str]:
@@ -64,6 +77,18 @@ def proven(
         lambda: complete,
     )
     return cluster.postmaster.pid, proof
+
+
+def is_settled(
+    clusters: list[Cluster],
+    peers: set[tuple[bytes, int]] | None = None,
+    complete: bool | None = True,
+    elsewhere: set[tuple[bytes, int]] | None = None,
+) -> bool:
+    """Whether looking again at what is not proven would tell no more."""
+    with pytest.raises(LimitUnknown) as caught:
+        proven(clusters, peers=peers, complete=complete, elsewhere=elsewhere)
+    return caught.value.is_settled
 
 
 BY_INODE = "it holds the listener"
@@ -172,6 +197,23 @@ def test_a_cgroup_of_its_own_proves_which_of_two_it_is() -> None:
         proven([Fixed(2, set(), "-p", "5433")], listeners=made_there, alone=alone, complete=False)
 
 
+def test_a_client_that_left_between_the_looks_proves_nothing() -> None:
+    left: list[Cluster] = [Fixed(1, {ONE}, left=ONE)]
+    assert not is_settled(left, {ONE}, complete=False)
+    # Nor does it say that the server has another port.
+    assert proven([Fixed(1, {ONE, TWO}, left=TWO)], peers={ONE}, elsewhere={TWO}) == (1, BY_TITLES)
+    # Another client is enough.
+    assert proven([Fixed(1, {ONE, TWO}, left=ONE)], peers={ONE, TWO}) == (1, BY_TITLES)
+    assert is_settled([Fixed(1, {ONE})], {ONE}, complete=False, elsewhere={ONE})
+
+
+def test_what_has_just_started_is_looked_at_again() -> None:
+    assert not is_settled([Fixed(1, set())], complete=None)
+    assert is_settled([Fixed(1, set())], complete=False)
+    # Nothing that may end would make one of two the only one.
+    assert is_settled([Fixed(1, set()), Fixed(2, set())], complete=None)
+
+
 def test_a_port_that_another_cluster_names_is_accounted_for() -> None:
     clusters: list[Cluster] = [Fixed(1, set()), Fixed(2, set(), "-p", "5433")]
     assert proven(clusters, other_ports=(5433,)) == (1, BY_UID)
@@ -244,3 +286,22 @@ def test_two_listeners_at_one_address_tell_nothing() -> None:
     shared = (LISTENER, LISTENER._replace(inode=950))  # SO_REUSEPORT
     with UNPROVEN:
         proven([Fixed(1, {ONE})], peers={ONE}, listeners=shared)
+
+
+def test_listeners_that_were_made_in_one_go() -> None:
+    third = SECOND._replace(address=bytes(16), inode=902)
+    unix = UnixListener(b"/run/.s.PGSQL.5432", None, STREAM, 903, 107, None, 0, 200)
+    together: list[Listener | UnixListener] = [LISTENER, SECOND, third, unix]
+    for one in together:
+        assert made_with(one, together) == {900, 901, 902, 903}
+    assert made_with(LISTENER, [LISTENER, third, unix]) == {900}
+    for other in (SECOND._replace(uid=0), SECOND._replace(backlog=128)):
+        assert made_with(LISTENER, [LISTENER, other, third, unix]) == {900}
+    untold = LISTENER._replace(backlog=None)
+    assert made_with(untold, [untold, SECOND._replace(backlog=None)]) == {900}
+
+
+def test_listeners_of_two_runs_are_not_one_by_their_number() -> None:
+    later = LISTENER._replace(inode=950)  # at the address of the first
+    with UNPROVEN:
+        proven([Fixed(1, set())], listeners=(LISTENER, later), bound=(LISTENER, SECOND, later))

@@ -24,7 +24,9 @@ from check_pgsock.recording.anonymize.titles import Titles, anonymize_titles
 from check_pgsock.recording.manifest import Finding
 from check_pgsock.recording.processes import Recorded, pack_processes
 from check_pgsock.sessions import titles
-from check_pgsock.sessions.titles import Title, parse_children
+from check_pgsock.sessions.children import parse_children
+from check_pgsock.sessions.states import IDLE_IN_TRANSACTION
+from check_pgsock.sessions.titles import Title
 from tests.moment import OTHER_ORDER, other_byte_order
 from tests.recordings import (
     BY_NETLINK,
@@ -301,7 +303,7 @@ def test_a_cut_title_stays_cut_and_a_whole_one_whole(area: int | None) -> None:
     assert [one.whole for one in told.values()] == [True, True, False]
     assert told[1] == Title(
         titles.CLIENT_BACKEND, "user1", "database1", "10.0.0.1", pack("10.0.0.1"), 4711,
-        titles.IDLE_IN_TRANSACTION, False, "idle in transaction",
+        IDLE_IN_TRANSACTION, False, "idle in transaction",
     )  # fmt: skip
     assert b"name" not in found.children[2]
     assert b"1.1.1" not in found.children[2]

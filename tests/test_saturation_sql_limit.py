@@ -134,7 +134,7 @@ def test_slots_are_counted_beside_it_on_the_server_leg(
 ) -> None:
     sessions(pg, 2)
     done = support.run("saturation", "-p", str(pg.port), "--limit", "sql", "-d", pg.dsn(),
-                       "--state-dir", str(tmp_path / "state"))  # fmt: skip
+                       "--state-dir", str(tmp_path))  # fmt: skip
     assert done == (0, line("OK", 2, 17, f"on port {pg.port}", 13, 15), "")
 
 
@@ -395,7 +395,7 @@ def test_what_another_version_has_kept_is_asked_for_again(
 
 
 def test_psycopg_is_loaded_only_to_ask(pg: PostgresServer, tmp_path: Path) -> None:
-    options = ["-p", str(pg.port), "--state-dir", str(tmp_path / "state"), "--leg", "client"]
+    options = ["-p", str(pg.port), "--state-dir", str(tmp_path), "--leg", "client"]
     sql = ["--limit", "sql", "-d", pg.dsn()]
     hidden = tmp_path / "hidden"
     hidden.mkdir()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from check_pgsock.pooling import session_ends
+from check_pgsock.pooling import origins, session_ends
 from check_pgsock.pooling.mode import Usage, describe_usage, find_usage
 from check_pgsock.pooling.session_ends import Ends, Sample, add_up, find_ends, parse_sample
 from check_pgsock.pooling.session_holders import Holder, holder_lines, kind_lines
@@ -69,8 +69,8 @@ def test_ended_are_the_three_kinds_at_least() -> None:
 @pytest.mark.parametrize(
     ("earlier", "origin"),
     [
-        (None, session_ends.NO_STATE),
-        ([], session_ends.FIRST_RUN),
+        (None, origins.NO_STATE),
+        ([], origins.FIRST_RUN),
         ([sample(60, address="192.0.2.2")], statistics.OTHER_SERVER),
         ([sample(60, postmaster_start=NOW - 5e6)], statistics.RESTART),
         ([sample(60, oid=4)], statistics.OTHER_DATABASE),
@@ -141,7 +141,7 @@ def test_several_databases_add_up() -> None:
     assert counts(total) == ("earlier run", 120, 120, 12, 8, 2)
     assert total.seconds == 300
     assert total.rates["abandoned"] == 0.04
-    assert add_up([new, new]).origin == session_ends.FIRST_RUN
+    assert add_up([new, new]).origin == origins.FIRST_RUN
     each = {"app": one, "big": other, "new": new}
     assert kind_lines(each, 5) == [
         "database app, 6 abandoned, 4 fatal, 1 killed: 11 ended badly",
@@ -151,7 +151,7 @@ def test_several_databases_add_up() -> None:
         "12 abandoned, 8 fatal and 2 killed of 120 ended sessions on 3 databases over 5 min"
     )
     assert qualify(total, each, 300, 20, False) == [
-        "database new is counted from the next run on: this run is the first"
+        "database new is counted from the next run on: first run"
     ]
     assert describe_each(each, [sample(name="big", **LATER).statistics], 20) == [
         "database big: 6 abandoned, 4 fatal and 1 killed of 60 ended sessions over 3 min; sessions "
@@ -172,7 +172,7 @@ def test_many_databases_take_few_lines() -> None:
         "database made? is counted from the next run on: the database was made anew since the last "
         "run",
         "databases new00, new01, new02, new03, new04 and 55 further are counted from the next run "
-        "on: this run is the first",
+        "on: first run",
     ]
     lines = describe_each(each, [sample(name=name, **LATER).statistics for name in each], 20)
     assert [line.partition(":")[0] for line in lines[:-1]] == [
@@ -261,7 +261,7 @@ def test_where_a_false_start_hides_the_whole() -> None:
     )
     # Without fatal ends no session failed: a large and old server.
     old = sample(fatal=0, session=SINCE_2000 * 3).statistics
-    assert find_usage([old], Ends(session_ends.FIRST_RUN), 20) is not None
+    assert find_usage([old], Ends(origins.FIRST_RUN), 20) is not None
 
 
 def test_who_has_sessions_open() -> None:

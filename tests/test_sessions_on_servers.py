@@ -21,8 +21,10 @@ from check_pgsock.pgsock.lab import accounts
 from check_pgsock.pgsock.lab.postgres import PostgresServer, Setting
 from check_pgsock.pgsock.lab.wire import Session, WireError
 from check_pgsock.sessions import ages, titles
+from check_pgsock.sessions.children import parse_children
+from check_pgsock.sessions.states import ACTIVE, AUTHENTICATION
 from check_pgsock.sockets.model import ESTABLISHED
-from check_pgsock.sockets.sources import NetlinkSource
+from check_pgsock.sockets.sources.netlink import NetlinkSource
 from tests import support
 from tests.conftest import Installations
 
@@ -37,12 +39,13 @@ SSL_REQUEST = struct.pack("!II", 8, 80877103)
 # What checks and tools do with these modules, as the stranger.
 _READER = """
 import json, sys, time
-from check_pgsock.sessions import activity, titles
+from check_pgsock.sessions import activity
+from check_pgsock.sessions.children import match_peers, parse_children
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg
 from check_pgsock.processes import ProcessTable
 from check_pgsock.sockets.model import LISTEN
-from check_pgsock.sockets.sources import NetlinkSource
+from check_pgsock.sockets.sources.netlink import NetlinkSource
 
 port, postmaster, deadline = int(sys.argv[1]), int(sys.argv[2]), Deadline(10)
 table = ProcessTable(deadline)
@@ -54,9 +57,9 @@ raws = {pid: read(pid) for pid in children}
 found = NetlinkSource(deadline).sockets(Leg((port,)).query(*range(1, LISTEN), info=True))
 sockets = {(one.remote_address, one.remote_port): one for one in found if one.inode}
 heard = {peer for peer, one in sockets.items() if one.info.bytes_received}
-told = titles.parse_children(raws, read(postmaster), peers=heard)
+told = parse_children(raws, read(postmaster), peers=heard)
 now = time.time()
-peers = {pid: peer for peer, pid in titles.match_peers(told, heard).items()}
+peers = {pid: peer for peer, pid in match_peers(told, heard).items()}
 rows = []
 for pid, title in told.items():
     one = sockets.get(peers.get(pid))
@@ -208,7 +211,7 @@ def compare_tool(
 
 def expected_activity(backend: Backend) -> str:
     """What pg_stat_activity's state is called, where the client is well."""
-    if backend.state == titles.ACTIVE:
+    if backend.state == ACTIVE:
         return "waiting" if backend.wait == "Lock" else "active"
     return (backend.state or "").replace(" (aborted)", "")
 
@@ -378,7 +381,7 @@ def test_mixed_sessions(server: Server, cluster_name: str) -> None:
             assert rows[pid].activity == expected
             if pid not in faults and backend.kind == titles.CLIENT_BACKEND:
                 assert rows[pid].by_tcp_info in (clocks_tell(backend), "unknown")
-    unknown = [row for row in rows.values() if row.state == titles.AUTHENTICATION]
+    unknown = [row for row in rows.values() if row.state == AUTHENTICATION]
     assert {(row.user, row.activity, row.by_tcp_info) for row in unknown} == {
         (LOCKED, "unknown", "unknown")
     }
@@ -447,7 +450,7 @@ def test_titles_that_are_cut(server: Server, area: int) -> None:
         assert read_area(server.pid) == area
         lines = {pid: read_line(pid) for pid in rows}
         sizes = {pid: len(titles.text_of(line)) for pid, line in lines.items()}
-        told = titles.parse_children(lines, read_line(server.pid), area)
+        told = parse_children(lines, read_line(server.pid), area)
         assert max(sizes.values()) == min(area - 2, 165)
         assert [one.whole for one in told.values()] == [n < area - 2 for n in sizes.values()]
 

@@ -6,8 +6,9 @@ import socket
 
 import pytest
 
+from check_pgsock.sessions.children import parse_children
 from check_pgsock.sessions.slots import begins_as_sender, count_slots
-from check_pgsock.sessions.titles import Title, parse_children
+from check_pgsock.sessions.titles import Title
 
 Peer = tuple[bytes, int]  # address and port
 POSTMASTER = b"/usr/lib/postgresql/18/bin/postgres\0-D\0/var/lib/postgresql/18/main\0"

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import socket
 import struct
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import DeadlineError, SourceError
 from check_pgsock.pgsock.lab.hosts import NamespaceHost
-from check_pgsock.sockets import model, sources
+from check_pgsock.sockets import model
 from check_pgsock.sockets.model import Query, Socket
 from check_pgsock.sockets.reader import SocketReader
-from check_pgsock.sockets.sources import NetlinkSource
+from check_pgsock.sockets.sources import netlink, procfs
+from check_pgsock.sockets.sources.netlink import NetlinkSource
 from tests import restricted, support
 from tests.moment import MOMENT
 from tests.restricted import DENY_NETLINK, HIDE_PROC
@@ -187,7 +191,7 @@ def test_drops_are_read_only_when_asked_for() -> None:
 
 
 def test_a_socket_listed_again_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    read_lines = sources.read_lines
+    read_lines = procfs.read_lines
     listed: list[tuple[bytes, ...]] = []
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=100))
@@ -210,7 +214,7 @@ def test_a_socket_listed_again_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
                     grows = False
                     inodes.update({connect() for _ in range(50)})
 
-        monkeypatch.setattr(sources, "read_lines", read_and_grow)
+        monkeypatch.setattr(procfs, "read_lines", read_and_grow)
         inodes = {connect() for _ in range(200)}
         query = Query((), True, model.state_mask(model.ESTABLISHED, model.TIME_WAIT))
         for _ in range(10):  # the table may shrink
@@ -228,7 +232,7 @@ def test_a_socket_listed_again_is_read_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_truncated_datagram_is_an_error(
     mixed: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_BUFFER", 512)
+    monkeypatch.setattr(netlink, "_BUFFER", 512)
     with pytest.raises(SourceError, match="sent more than 512 bytes at once and was truncated"):
         NetlinkSource(Deadline(5)).count(Query(mixed, True, EVERY_STATE))
 
@@ -308,3 +312,38 @@ def test_no_source_answers(mixed: tuple[int, int]) -> None:
         "Permission denied; procfs: /proc/net/tcp cannot be read: No such file or directory\n",
         "",
     )
+
+
+# What netlink sockets and files of /proc/net are opened by; a sentence only tells of such a file.
+OPENING = re.compile(r"AF_NETLINK|open_channel|/proc/(?!sys/)([\w-]+/)?net(/\S*)?")
+
+
+def words_of(path: Path) -> Iterator[str]:
+    """The names, and the whole texts, in a module."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Constant):
+            yield str(node.value)
+        elif isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+
+
+def test_sources_and_events_alone_open_netlink_and_proc_net() -> None:
+    package = support.ROOT / "check_pgsock"
+    found = {
+        (str(path.relative_to(package)), word)
+        for path in package.rglob("*.py")
+        for word in words_of(path)
+        if OPENING.fullmatch(word)
+    }
+    assert found == {
+        ("sockets/events.py", "open_channel"),
+        ("sockets/sources/netlink.py", "AF_NETLINK"),
+        ("sockets/sources/netlink.py", "open_channel"),
+        ("sockets/sources/netstat.py", "/proc/thread-self/net/netstat"),
+        ("sockets/sources/procfs.py", "/proc/net"),
+        ("sockets/sources/procfs.py", "/proc/thread-self/net"),
+    }

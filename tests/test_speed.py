@@ -1,4 +1,4 @@
-"""The speed goals, measured by bench.checks, as proofs."""
+"""What a run imports, and the speed goals, measured by bench.checks, as proofs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ import tempfile
 
 import pytest
 
+from bench.checks import imported
+from check_pgsock.pgsock.lab.postgres import PostgresServer
 from tests import support
 from tests.proving import Proof
+
+
+def test_a_plain_run_imports_what_it_needs(pg: PostgresServer) -> None:
+    support.require("system-python")
+    plain = ("-p", str(pg.port), "--limit", "100")
+    assert imported(plain) == []
+    with_names = imported((*plain, "--peer", "localhost"))
+    assert with_names == ["check_pgsock.host_names", "check_pgsock.waiting"]
 
 
 @pytest.mark.prove

@@ -76,15 +76,16 @@ def test_order_is_that_of_commits_and_a_step_back_drops_the_future(directory: Pa
     store.close()
 
 
-def test_a_missing_directory_is_made_private(tmp_path: Path) -> None:
-    open_store(tmp_path / "new").close()
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+@pytest.mark.parametrize("name", ["check_pgsok", "check_pgsok/", "no/parent"])
+def test_a_named_directory_is_never_made(name: str, tmp_path: Path) -> None:
+    """A mistyped one would start a history of its own, in silence."""
     with pytest.raises(StateError) as raised:
-        open_store(tmp_path / "no" / "parent")
+        open_store(f"{tmp_path}/{name}")
     assert str(raised.value) == (
-        f"the state directory {tmp_path}/no/parent cannot be made: No such file or directory; "
-        f"make it, owned by {ME}, mode 0700, or name another with --state-dir"
+        f"the state directory {tmp_path}/{name} is not there; make it, owned by {ME}, mode 0700, "
+        "or name another with --state-dir"
     )
+    assert os.listdir(tmp_path) == []
 
 
 def link(path: Path) -> str:
@@ -348,6 +349,12 @@ def test_default_directories(tmp_path: Path) -> None:
     assert find(system, everything) == str(xdg / "check_pgsock")
     os.chown(home, 65534, 65534)  # as sudo leaves it
     assert find(system, {"HOME": str(home)}) is None
+    with pytest.raises(StateError) as raised:
+        find(system, {"HOME": "/proc"})
+    assert str(raised.value) == (
+        "the state directory /proc/.local cannot be made: No such file or directory; make it, "
+        f"owned by {ME}, mode 0700, or name another with --state-dir"
+    )
 
 
 def test_an_empty_directory_name_is_refused() -> None:

@@ -33,6 +33,24 @@ def test_plural() -> None:
     assert [text.plural(count, "peer") for count in (0, 1, 2)] == ["0 peers", "1 peer", "2 peers"]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.26, "0.3 s"),
+        (42.4, "42 s"),
+        (119.4, "119 s"),
+        (119.6, "2 min"),
+        (299.4, "4 min"),
+        (299.6, "5 min"),
+        (7199, "1 h 59 min"),
+        (86400, "24 h 00 min"),
+        (1036800, "12 d 00 h"),
+    ],
+)
+def test_write_seconds(seconds: float, words: str) -> None:
+    assert text.write_seconds(seconds) == words
+
+
 def test_say_top() -> None:
     counts = {"b": 2, "a": 2, "c": 5, "d": 1}
     lines = ["peer c: 5 open", "peer a: 2 open", "peer b: 2 open", "peer d: 1 open"]

@@ -34,17 +34,19 @@ published port (docker-proxy) is UNKNOWN: connections pass it by.
 from check_pgsock import options as opts
 from check_pgsock.accept_queue import Look
 from check_pgsock.accept_wait import Waits
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.errors import PgsockError, UsageError
 from check_pgsock.legs import Leg, top_peers
 from check_pgsock.listen_drops import read_drops
-from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import parse_seconds
 from check_pgsock.plugin import run as run_check
 from check_pgsock.servers.forwarders import POSSIBLE, describe, find_forwarders
 from check_pgsock.servers.programs import CONTAINER_FORWARDERS
 from check_pgsock.socket_check import listener_floor, open_view
 from check_pgsock.socket_state import add_state_key
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Listener, Query, state_mask
-from check_pgsock.sockets.sources import NetlinkSource
+from check_pgsock.sockets.sources.netlink import NetlinkSource
 from check_pgsock.unix.leg import read_sessions
 
 TYPE_CHECKING = False
@@ -61,11 +63,11 @@ if TYPE_CHECKING:
 DEFAULT_OVER = 300.0
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     opts.add_settle(parser)
     parser.add_argument(
-        "--over", metavar="SECONDS", type=opts.argument(opts.parse_seconds), default=DEFAULT_OVER,
+        "--over", metavar="SECONDS", type=argument(parse_seconds), default=DEFAULT_OVER,
         help=f"listen_drops_rate is of so many last seconds (default: {DEFAULT_OVER:g})",
     )  # fmt: skip
     add_state_key(parser)
@@ -253,14 +255,10 @@ def measure(now: Look, waits: Waits, drops: "Drops") -> "list[Metric]":
 
 def who(view: "View", leg: Leg, now: Look, waits: Waits, drops: "Drops") -> "list[str]":
     """Lines on the listeners, the fullest first, on their programs, and on who waits."""
-    from check_pgsock.servers.listener_owners import (  # rarely asked
-        describe_known,
-        describe_owner,
-        find_owners,
-    )
+    from check_pgsock.servers import listener_owners  # rarely asked
 
     unix = [one.listener for one in now.queues if not isinstance(one.listener, Listener)]
-    owners = find_owners(view, leg.ports, unix)
+    owners = listener_owners.find_owners(view, leg.ports, unix)
     lines = []
     for one in now.ranked[: WHO_LINES // 2]:
         line = f"listener {one.name}: {say_length(one)} waiting{waits.describe(one)}"
@@ -269,9 +267,9 @@ def who(view: "View", leg: Leg, now: Look, waits: Waits, drops: "Drops") -> "lis
         owner, known = owners.get(one.listener.inode), drops.owners.get(one.listener.inode)
         whose = None
         if known is not None and (owner is None or not owner.proven):
-            whose = describe_known(view, *known)
+            whose = listener_owners.describe_known(view, *known)
         if whose is None and owner is not None:
-            whose = describe_owner(view, owner)
+            whose = listener_owners.describe_owner(view, owner)
         lines.append(line if whose is None else f"{line}; {whose}")
     return lines + top_peers(now.waiting, "waiting", WHO_LINES - len(lines))
 

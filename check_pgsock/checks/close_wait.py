@@ -25,9 +25,11 @@ their client is gone, which netlink tells and procfs does not.
 
 from check_pgsock import options as opts
 from check_pgsock import unclosed
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.deadline import Deadline
 from check_pgsock.legs import Leg, format_address
-from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import parse_age
 from check_pgsock.plugin import run as run_check
 from check_pgsock.sessions.selection import Selection, chosen_selection
 from check_pgsock.socket_check import (
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
 CLIENT_GONE = "whose client is gone"
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     opts.add_settle(parser)
     parser.add_argument(
@@ -64,7 +66,7 @@ def add_options(parser: opts.Parser) -> None:
         "accepted",
     )  # fmt: skip
     parser.add_argument(
-        "--min-age", metavar="SECONDS", type=opts.argument(opts.parse_age),
+        "--min-age", metavar="SECONDS", type=argument(parse_age),
         help="count only connections whose peer has been gone for that long, such as 300 on the "
         "client leg (default: all that stay)",
     )  # fmt: skip
@@ -211,10 +213,12 @@ def name_sessions(
 
     Raises SourceError.
     """
-    from check_pgsock.sessions.survey import add_unix_socket, survey  # most runs have none to name
+    from check_pgsock.sessions.survey import survey  # most runs have none to name
 
     surveyed = survey(view, leg, 1 << CLOSE_WAIT)
     if any(isinstance(one, UnixSocket) for one in found):
+        from check_pgsock.unix.survey import add_unix_socket
+
         for path in leg.paths:
             add_unix_socket(view, path, surveyed)
     rows = {

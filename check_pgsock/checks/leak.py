@@ -34,6 +34,8 @@ judged as it is, without earlier runs.
 """
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.leak_doubts import UNTITLED, count_beyond, refuse_blind, refuse_untitled
 from check_pgsock.leak_state import Past
 from check_pgsock.legs import Leg
@@ -47,7 +49,7 @@ from check_pgsock.limit_option import (
     name_pool_of_several,
     validate_dsn,
 )
-from check_pgsock.plugin import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import parse_age, parse_count_or_zero
 from check_pgsock.plugin import run as run_check
 from check_pgsock.servers.limits import LimitUnknown, unknown
 from check_pgsock.sessions.leaks import (
@@ -65,7 +67,7 @@ from check_pgsock.sessions.pool_history import (
     span_of,
 )
 from check_pgsock.sessions.selection import chosen_selection
-from check_pgsock.sessions.survey import add_unix_socket, survey
+from check_pgsock.sessions.survey import survey
 from check_pgsock.sessions.unproven import may_be_unproven, say_unix_unseen, say_why
 from check_pgsock.socket_check import (
     count,
@@ -91,25 +93,20 @@ if TYPE_CHECKING:
 IDLE_FOR, IN_TRANSACTION_FOR = 900.0, 60.0
 
 
-def parse_keep(text: str) -> int:
-    """A number of connections, 0 or more."""
-    return 0 if text == "0" else opts.parse_count(text)
-
-
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     parser.add_argument(
-        "--idle-for", metavar="SECONDS", type=opts.argument(opts.parse_age), default=IDLE_FOR,
+        "--idle-for", metavar="SECONDS", type=argument(parse_age), default=IDLE_FOR,
         help=f"idle for longer than this is silent (default: {IDLE_FOR:g})",
     )  # fmt: skip
     parser.add_argument(
-        "--idle-in-transaction-for", metavar="SECONDS", type=opts.argument(opts.parse_age),
+        "--idle-in-transaction-for", metavar="SECONDS", type=argument(parse_age),
         default=IN_TRANSACTION_FOR,
         help="idle in a transaction for longer than this is a leak "
         f"(default: {IN_TRANSACTION_FOR:g})",
     )  # fmt: skip
     parser.add_argument(
-        "--keep", metavar="N", type=opts.argument(parse_keep),
+        "--keep", metavar="N", type=argument(parse_count_or_zero),
         help="so many silent connections are the pool's own; 0: none (default: what earlier runs "
         "tell of its usual size)",
     )  # fmt: skip
@@ -123,7 +120,9 @@ def probe(run: Run) -> Report:
     options = run.options
     leg = opts.chosen_leg(options)
     view = open_view(run)
-    listeners = count(view.reader, leg, LISTEN).listeners
+    # A client leg has no listeners of its own.
+    bound = count(view.reader, leg, LISTEN).listeners if leg.server else None
+    listeners = bound or []
     sessions = read_sessions(view.reader, leg.paths)
     floor = listener_floor(run, leg, listeners, sessions.missing)
     doubts = refuse_forwarded(view, leg, listeners)
@@ -131,9 +130,12 @@ def probe(run: Run) -> Report:
     limit, why = None, "nothing listens"
     if floor is None:
         limit, why = chosen_limit(run, view, leg, listeners, sessions, notes, told)
-    found = survey(view, leg, 1 << ESTABLISHED, unix=not leg.paths)
-    for path in leg.paths:
-        add_unix_socket(view, path, found)
+    found = survey(view, leg, 1 << ESTABLISHED, not leg.paths, bound)
+    if leg.paths:
+        from check_pgsock.unix.survey import add_unix_socket
+
+        for path in leg.paths:
+            add_unix_socket(view, path, found)
     selection = chosen_selection(options)
     connections, doubtful = leave_out_walsenders(found.connections)
     connections, said = selection.choose(connections)

@@ -43,21 +43,25 @@ share DSN and databases share their samples unless --state-key differs. A databa
 `all` is judged where it is the one connected to, without --database.
 """
 
-from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.errors import SlotsExhausted
 from check_pgsock.labels import label_of
-from check_pgsock.plugin import NOT_JUDGED, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import parse_age, parse_count, parse_number, parse_positive
 from check_pgsock.plugin import run as run_check
-from check_pgsock.pooling import pools, sizing, windows, wording
+from check_pgsock.pooling import pools, wording
+from check_pgsock.pooling.assessment import assess
+from check_pgsock.pooling.pool_store import PoolStore
 from check_pgsock.pooling.pools import Pool, Terms
-from check_pgsock.pooling.reading import read_server, sum_looks
-from check_pgsock.pooling.samples import PoolStore
+from check_pgsock.pooling.reading import read_server
+from check_pgsock.pooling.samples import LONGEST, History
 from check_pgsock.pooling.sizes import (
     add_size_options,
     find_sizes,
     read_configuration,
     validate_size_options,
 )
+from check_pgsock.postgres import parallelism
 from check_pgsock.sql_check import (
     add_database_options,
     open_client,
@@ -72,14 +76,6 @@ if TYPE_CHECKING:
 LAST = 60.0  # seconds to the last run that is not a retry
 
 
-def parse_positive(text: str) -> float:
-    """A number above 0."""
-    number = opts.parse_number(text)
-    if not 0 < number <= 10**6:
-        raise ValueError(f"'{text}' is no number above 0, at most {10**6}")
-    return number
-
-
 def parse_parallelism(text: str) -> float:
     """A number of processes for a statement: at least its own."""
     number = parse_positive(text)
@@ -90,37 +86,37 @@ def parse_parallelism(text: str) -> float:
 
 def parse_share(text: str) -> float:
     """A number of sessions, 0 or more."""
-    number = opts.parse_number(text)
+    number = parse_number(text)
     if number < 0:
         raise ValueError(f"'{text}' is below 0")
     return number
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     add_database_options(parser, "judge this database's pool")
     add_size_options(parser)
     group = parser.add_argument_group("formula")
     group.add_argument(
-        "--cores", metavar="N", type=opts.argument(parse_positive),
+        "--cores", metavar="N", type=argument(parse_positive),
         help="cores of the database server (default: those that it may use, if it is proven to be "
         "on this machine)",
     )  # fmt: skip
     group.add_argument(
-        "--io-limit", metavar="N", type=opts.argument(opts.parse_count),
+        "--io-limit", metavar="N", type=argument(parse_count),
         help="concurrent requests the server's storage can serve (default: cores alone limit)",
     )  # fmt: skip
     group.add_argument(
-        "--parallelism", metavar="X", type=opts.argument(parse_parallelism),
+        "--parallelism", metavar="X", type=argument(parse_parallelism),
         help="processes that work on a statement, on average (default: as seen in looks at the "
         "server's sessions)",
     )  # fmt: skip
     group.add_argument(
-        "--min-busy", metavar="X", type=opts.argument(parse_share), default=0.1,
+        "--min-busy", metavar="X", type=argument(parse_share), default=0.1,
         help="judge only with so many sessions busy or in transaction on average (default: 0.1)",
     )  # fmt: skip
     group.add_argument(
-        "--since", metavar="reset|last|SECONDS", type=opts.argument(parse_since), default=LAST,
+        "--since", metavar="reset|last|SECONDS", type=argument(parse_since), default=LAST,
         help="judge since the newest run so long ago (last: 60 s), or an earlier one up to a day "
         "ago while there was too little activity, or since the statistics were reset "
         "(default: last)",
@@ -131,8 +127,8 @@ def parse_since(text: str) -> "Optional[float]":
     """Seconds between two runs; None: since the reset."""
     if text in ("last", "reset"):
         return LAST if text == "last" else None
-    seconds = opts.parse_age(text)
-    if seconds > windows.LONGEST:
+    seconds = parse_age(text)
+    if seconds > LONGEST:
         raise ValueError(f"'{text}' is longer than a day, and runs are kept for no longer")
     return seconds
 
@@ -166,20 +162,16 @@ def probe(run: Run) -> Report:
     store = PoolStore.open(run)
     samples = reading.samples()
     names = {oid: one.statistics.name for oid, one in samples.items()}
-    earlier = {oid: None if store is None else store.read(name) for oid, name in names.items()}
-    elsewhere = sum_looks(samples, earlier)
+    histories = {
+        oid: History(sample, None if store is None else store.read(names[oid]))
+        for oid, sample in samples.items()
+    }
+    everywhere = parallelism.add(one.looks for one in histories.values())
     asked = {name: oid in reading.chosen for oid, name in names.items()}
     sizes = find_sizes(options, configured, asked, reading.server)
     assessed = {
-        oid: pools.assess(
-            sample,
-            earlier[oid],
-            terms,
-            sizes.get(names[oid]),
-            elsewhere,
-            sizes.is_session(names[oid]),
-        )
-        for oid, sample in samples.items()
+        oid: assess(history, terms, sizes.get(names[oid]), everywhere, sizes.is_session(names[oid]))
+        for oid, history in histories.items()
     }
     judged = {oid: pool for oid, pool in assessed.items() if oid in reading.chosen}
     worst = pools.find_worst(list(judged.values()))
@@ -187,7 +179,7 @@ def probe(run: Run) -> Report:
     others = [one for one in judged.values() if one is not worst]
     told = [
         *(wording.describe(one, terms) for one in others),
-        describe_formula(worst, terms),
+        wording.describe_formula(worst, terms),
         *reading.told,
         *wording.describe_workers(worst, reading.launched.get(oid)),
     ]
@@ -195,20 +187,11 @@ def probe(run: Run) -> Report:
     share = pools.full_load(working, terms.capacity)
     is_shared = len(working) > 1 or "full_load" in options.given_thresholds
     crowded = is_shared and share is not None and run.exceeds("full_load", share)
+    together = [wording.describe_together(working, terms)] if crowded else []
     return Report(
         headline(worst, others, terms, crowded),
-        measure(
-            worst,
-            list(judged.values()),
-            options.database,
-            share,
-            is_shared,
-        ),
-        notes=[
-            *describe(worst, working, terms, share if crowded else None),
-            *sizes.notes,
-            *reading.notes,
-        ],
+        measure(worst, list(judged.values()), options.database, share, is_shared),
+        notes=[*wording.qualify(worst, terms), *together, *sizes.notes, *reading.notes],
         who=lambda: wording.top_backends(worst, reading.backends.get(oid, [])),
         told=told,
         details=[*reading.details, f"state: {'none' if store is None else store.path}"],
@@ -221,34 +204,6 @@ def headline(worst: Pool, others: "list[Pool]", terms: Terms, crowded: bool) -> 
     """`pool app/app may be 12 to 26, it is 60: lower default_pool_size; busy ratio 0.153 ...`"""
     sentence = wording.describe(worst, terms, not crowded)
     return f"{sentence}; the worst of {len(others) + 1} databases" if others else sentence
-
-
-def describe(
-    worst: Pool, working: "list[Pool]", terms: Terms, share: "Optional[float]"
-) -> "list[str]":
-    """What qualifies the numbers."""
-    notes = [
-        wording.describe_origin(worst.window, terms.since),
-        *wording.describe_size(worst, terms),
-        wording.describe_quality(worst),
-        wording.describe_unseen(worst),
-    ]
-    if share is not None:
-        notes.append(wording.describe_together(working, terms, share))
-    return [one for one in notes if one is not None]
-
-
-def describe_formula(worst: Pool, terms: Terms) -> str:
-    """How the largest allowed pool came about."""
-    io_limit = "no I/O limit" if terms.io_limit is None else f"I/O limit {terms.io_limit}"
-    active, idle = worst.window.counted
-    counted = sizing.busy_ratio(active, idle)
-    alone = "none" if counted is None else f"{counted:.3f}"
-    return (
-        f"formula: min({terms.cores:g} cores, {io_limit}) / (busy ratio * parallelism); "
-        f"{wording.describe_parallelism(worst)}; busy ratio of the counters alone, without "
-        f"what is in progress: {alone}"
-    )
 
 
 def measure(

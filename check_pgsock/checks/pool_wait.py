@@ -28,9 +28,11 @@ the verdict depends on it the check is UNKNOWN and says why.
 """
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.dsn_option import add_dsn
 from check_pgsock.errors import SlotsExhausted, SourceError, UsageError
-from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import names_recording, parse_name, parse_port, parse_seconds
 from check_pgsock.plugin import run as run_check
 from check_pgsock.text import plural, write_seconds
 
@@ -45,20 +47,20 @@ if TYPE_CHECKING:
 OVER = 300.0
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     group = parser.add_argument_group("console")
     add_dsn(group, "PgBouncer's console")
     group.add_argument(
-        "--database", metavar="NAME", type=opts.argument(opts.parse_name), action="append",
+        "--database", metavar="NAME", type=argument(parse_name), action="append",
         default=[], help="only pools of this database, as clients name it; repeatable",
     )  # fmt: skip
     group.add_argument(
-        "--user", metavar="NAME", type=opts.argument(opts.parse_name), action="append",
+        "--user", metavar="NAME", type=argument(parse_name), action="append",
         default=[], help="only pools of this user; repeatable",
     )  # fmt: skip
     group.add_argument(
-        "--over", metavar="SECONDS", type=opts.argument(opts.parse_seconds), default=OVER,
+        "--over", metavar="SECONDS", type=argument(parse_seconds), default=OVER,
         help=f"wait_ratio is that of so long a time (default: {OVER:g})",
     )  # fmt: skip
     group.add_argument(
@@ -67,7 +69,7 @@ def add_options(parser: opts.Parser) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("sockets, instead of the console")
     group.add_argument(
-        "-p", "--port", metavar="PORT", type=opts.argument(opts.parse_port), action="append",
+        "-p", "--port", metavar="PORT", type=argument(parse_port), action="append",
         default=[], help="estimate from the sockets of the pooler on this port; repeatable",
     )  # fmt: skip
     opts.add_view_options(group)
@@ -85,7 +87,7 @@ def validate(options: "Namespace") -> None:
             )
         return
     opts.validate_view_options(options)
-    if opts.names_recording(options.source) or options.proc_root is not None:
+    if names_recording(options.source) or options.proc_root is not None:
         raise UsageError("a saved moment cannot be looked at twice; watch a live system")
     for name in ("dsn", "database", "user"):
         if getattr(options, name):
@@ -213,8 +215,9 @@ def _is_too_much(run: Run, bound: "Bound") -> bool:
 
 def say_estimate(found: "Estimate", where: str) -> str:
     """`at least 3 clients wait on port 6432, the first for at least 1.3 s: estimated, ...`"""
-    busy = plural(found.busy, "busy server connection")
-    basis = f"estimated, {plural(len(found.awaiting), 'client')} awaiting an answer, {busy}"
+    count = len(found.awaiting)
+    verb = "awaits" if count == 1 else "await"
+    basis = f"estimated, {plural(count, 'client')} {verb} an answer and {_say_busy(found)}"
     least = found.least
     if not least.waiting:
         return f"no client is seen to wait {where}: {basis}"
@@ -223,6 +226,18 @@ def say_estimate(found: "Estimate", where: str) -> str:
         f"at least {least.waiting} {verb} {where}, the first for at least "
         f"{write_seconds(least.seconds)}: {basis}"
     )
+
+
+def _say_busy(found: "Estimate") -> str:
+    """`2 server connections are busy`, `up to 4 server connections may be busy`: as many as are
+    taken for it.
+    """
+    most = found.busy + found.maybe_busy + found.local
+    if not most:
+        return "no server connection is busy"
+    bound = "up to " if found.busy < most else ""
+    verb = "may be" if bound else "is" if most == 1 else "are"
+    return f"{bound}{plural(most, 'server connection')} {verb} busy"
 
 
 def note_estimate(found: "Estimate") -> "list[str]":
@@ -238,8 +253,9 @@ def note_estimate(found: "Estimate") -> "list[str]":
     if found.unclear:
         notes.append(f"{plural(len(found.unclear), 'client')} more may await an answer")
     if found.maybe_busy:
-        may = plural(found.maybe_busy, "server connection")
-        notes.append(f"{may} more may be busy: taken for it")
+        some = plural(found.maybe_busy, "server connection")
+        they = "it is" if found.maybe_busy == 1 else "they are"
+        notes.append(f"of {some} it is not known whether {they} busy: taken for it")
     if found.local:
         notes.append(
             f"{plural(found.local, 'server connection')} over Unix sockets, which have no clocks: "

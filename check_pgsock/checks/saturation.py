@@ -53,10 +53,11 @@ slots_used find the server of a Unix socket alone as root or as its own user; be
 """
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import Parser
+from check_pgsock.contract import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.errors import UsageError
 from check_pgsock.limit_option import SQL, add_limit_option, given_limit, validate_limit
 from check_pgsock.occupancy import Occupancy, occupy
-from check_pgsock.plugin import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.plugin import run as run_check
 from check_pgsock.sessions.groups import add_group_options, chosen_groups
 from check_pgsock.sessions.selection import chosen_selection
@@ -81,7 +82,7 @@ if TYPE_CHECKING:
     from check_pgsock.view import View
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     add_limit_option(parser)
     opts.add_session_options(parser)

@@ -41,16 +41,18 @@ database share their samples unless --state-key or --over differs.
 
 from contextlib import closing
 
-from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.errors import SlotsExhausted, UsageError
 from check_pgsock.labels import label_of
-from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import parse_count, parse_seconds
 from check_pgsock.plugin import run as run_check
 from check_pgsock.pooling import session_ends
 from check_pgsock.pooling.mode import Usage, describe_usage, find_usage
+from check_pgsock.pooling.origins import NO_DIRECTORY
 from check_pgsock.pooling.session_ends import Ends, Sample, add_up, find_ends, parse_sample
 from check_pgsock.pooling.session_holders import Holder, holder_lines, kind_lines
-from check_pgsock.pooling.session_wording import NO_DIRECTORY, describe, describe_each, qualify
+from check_pgsock.pooling.session_wording import describe, describe_each, qualify
 from check_pgsock.sql_check import (
     add_database_options,
     open_client,
@@ -73,16 +75,16 @@ _RATES["new"] = "sessions_rate"
 _PREFIXES = {"abandoned": "aband", "fatal": "fail", "killed": "kill", "new": "new"}
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     add_database_options(parser, "judge this database's sessions")
     group = parser.add_argument_group("sessions")
     group.add_argument(
-        "--over", metavar="SECONDS", type=opts.argument(opts.parse_seconds), default=OVER,
+        "--over", metavar="SECONDS", type=argument(parse_seconds), default=OVER,
         help=f"count over the runs of so long (default: {OVER:g})",
     )  # fmt: skip
     group.add_argument(
-        "--min-sessions", metavar="N", type=opts.argument(opts.parse_count), default=LEAST_SESSIONS,
+        "--min-sessions", metavar="N", type=argument(parse_count), default=LEAST_SESSIONS,
         help=f"judge shares of so many ended sessions at least (default: {LEAST_SESSIONS})",
     )  # fmt: skip
 

@@ -20,9 +20,11 @@ whose end no event tells; they have no time_wait.
 """
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.errors import PgsockError, UsageError
 from check_pgsock.legs import Leg, top_peers
-from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import parse_seconds
 from check_pgsock.plugin import run as run_check
 from check_pgsock.socket_check import (
     count,
@@ -50,10 +52,10 @@ DEFAULT_WINDOW = 3.0
 SHORTEST_WINDOW = 0.1
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     parser.add_argument(
-        "--window", metavar="SECONDS", type=opts.argument(opts.parse_seconds),
+        "--window", metavar="SECONDS", type=argument(parse_seconds),
         default=DEFAULT_WINDOW,
         help=f"how long connections are watched (default: {DEFAULT_WINDOW:g})",
     )  # fmt: skip

@@ -28,12 +28,14 @@ leg of PostgreSQL it needs no rights.
 """
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
+from check_pgsock.contract import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.errors import PgsockError, UsageError
-from check_pgsock.plugin import WHO_LINES, CheckSpec, Judged, Metric, Report, Run
+from check_pgsock.option_values import parse_count, parse_seconds
 from check_pgsock.plugin import run as run_check
 from check_pgsock.sessions.activity import NOT_ACCEPTED, WAITING
 from check_pgsock.sessions.connections import say_counts
-from check_pgsock.sessions.titles import ACTIVE
+from check_pgsock.sessions.states import ACTIVE
 from check_pgsock.sessions.workers import STATES, Kind, Utilization, find_most_uneven, group
 from check_pgsock.socket_check import (
     count,
@@ -63,16 +65,16 @@ _HELD = 1 << ESTABLISHED | 1 << CLOSE_WAIT
 _OF_SESSIONS = ("active", "waiting", "utilization")
 
 
-def add_options(parser: opts.Parser) -> None:
+def add_options(parser: Parser) -> None:
     """The options of this check alone."""
     parser.add_argument(
-        "--min-connections", metavar="N", type=opts.argument(opts.parse_count),
+        "--min-connections", metavar="N", type=argument(parse_count),
         default=DEFAULT_LEAST,
         help="a worker with fewer connections hoards nothing and is not judged (default: "
         f"{DEFAULT_LEAST})",
     )  # fmt: skip
     parser.add_argument(
-        "--window", metavar="SECONDS", type=opts.argument(opts.parse_seconds),
+        "--window", metavar="SECONDS", type=argument(parse_seconds),
         default=DEFAULT_WINDOW,
         help="how long the sessions of a PostgreSQL server are looked at, server leg (default: "
         f"{DEFAULT_WINDOW:g})",
@@ -90,8 +92,9 @@ def probe(run: Run) -> Report:
     """Find who holds the leg's connections, and on PostgreSQL's side what its sessions do."""
     # Most of what --help and a mistyped option need not wait for.
     from check_pgsock.sessions.holding import find_workers
-    from check_pgsock.sessions.survey import add_unix_socket, survey
+    from check_pgsock.sessions.survey import survey
     from check_pgsock.sessions.unproven import may_be_unproven, say_unix_unseen, say_why
+    from check_pgsock.unix.survey import add_unix_socket
 
     leg = opts.chosen_leg(run.options)
     view = open_view(run)

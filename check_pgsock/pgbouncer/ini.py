@@ -12,8 +12,8 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from check_pgsock import options as opts
 from check_pgsock.errors import MalformedError, SourceError
+from check_pgsock.option_values import parse_address
 from check_pgsock.proc_files import open_plain
 from check_pgsock.text import clean
 
@@ -86,7 +86,7 @@ def names_listener(
         return settings.get("unix_socket_dir", directory) == directory
     for one in settings["listen_addr"].split(","):
         try:
-            named = opts.parse_address(one.strip())
+            named = parse_address(one.strip())
         except ValueError:
             if one.strip():
                 return True  # *, or a host name, which may stand for any

@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from check_pgsock import options as opts
+from check_pgsock.option_values import parse_address
 from check_pgsock.pgbouncer.flow import SINK, SOURCE, Edge, Node, largest_flow
 from check_pgsock.text import clean
 
@@ -243,7 +243,7 @@ def choose_server(
 def _is_literal(host: str) -> bool:
     """Whether it is an address, or the directory of a Unix socket."""
     try:
-        opts.parse_address(host)
+        parse_address(host)
     except ValueError:
         return host.startswith(("/", "@"))
     return True

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import argument
 from check_pgsock.errors import PgsockError
+from check_pgsock.option_values import parse_count, parse_number
 from check_pgsock.pgsock.cgroups import find_names
 from check_pgsock.pgsock.output import (
     Column,
@@ -34,10 +36,11 @@ from check_pgsock.sessions.connections import (
     count_by,
     say_counts,
 )
-from check_pgsock.sessions.survey import add_unix_socket, survey
+from check_pgsock.sessions.survey import survey
 from check_pgsock.text import plural, write_seconds
 from check_pgsock.unix.leg import read_sessions
 from check_pgsock.unix.server import say_elsewhere
+from check_pgsock.unix.survey import add_unix_socket
 
 if TYPE_CHECKING:
     Parsers = argparse._SubParsersAction[Any]
@@ -78,7 +81,7 @@ class Condition:
         if self._operator in _OPERATORS:
             if self.key not in _NUMBERS:
                 raise ValueError(f"{self.key} is no number: '{text}' cannot be told")
-            self._number = opts.parse_number(self._value)
+            self._number = parse_number(self._value)
 
     def holds(self, one: Connection) -> bool:
         """Whether it holds of a connection; a comparison never does of what is not known."""
@@ -123,7 +126,7 @@ def add_parser(parsers: Parsers) -> None:
     opts.add_socket_path(connections)
     group = parser.add_argument_group("which of them, and how they are shown")
     group.add_argument(
-        "--where", metavar="KEY=VALUE", type=opts.argument(Condition), action="append", default=[],
+        "--where", metavar="KEY=VALUE", type=argument(Condition), action="append", default=[],
         help="only those of which this holds; = and != take * and ?, and an empty VALUE for what "
         "is not known; <, <=, >, >= compare numbers; repeatable: all must hold",
     )  # fmt: skip
@@ -134,15 +137,15 @@ def add_parser(parsers: Parsers) -> None:
         help=f"only connections that are: {', '.join(ACTIVITIES)}",
     )  # fmt: skip
     group.add_argument(
-        "--by", metavar="KEY[,KEY]", type=opts.argument(_parse_keys),
+        "--by", metavar="KEY[,KEY]", type=argument(_parse_keys),
         help="count by these, the largest group first: `--by peer` says who holds the connections",
     )  # fmt: skip
     group.add_argument(
-        "--sort", metavar="KEY", type=opts.argument(parse_key),
+        "--sort", metavar="KEY", type=argument(parse_key),
         help="the highest first; what is not known last",
     )  # fmt: skip
     group.add_argument(
-        "--top", metavar="N", type=opts.argument(opts.parse_count), help="show no more than these"
+        "--top", metavar="N", type=argument(parse_count), help="show no more than these"
     )
     group.add_argument(
         "--no-unix", action="store_true",

@@ -14,7 +14,7 @@ from check_pgsock.errors import SourceError
 from check_pgsock.legs import listeners_at
 from check_pgsock.pgsock.listener_rows import join_names, pids_of
 from check_pgsock.servers.programs import POOLER, POSTGRESQL
-from check_pgsock.sessions.survey import find_holders
+from check_pgsock.sessions.holders import find_holders
 from check_pgsock.sockets.model import ESTABLISHED, Listener, Query
 from check_pgsock.sockets.unix_sockets import UnixListener, UnixSocket
 from check_pgsock.text import plural
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from check_pgsock.servers.listeners import Endpoint
     from check_pgsock.sockets.model import Socket
     from check_pgsock.sockets.reader import SocketReader
-    from check_pgsock.sockets.sources import AnyUnix
+    from check_pgsock.sockets.unix_sockets import AnyUnix
     from check_pgsock.view import View
 
     Ends = tuple[bytes, int, bytes, int]  # local address and port, remote address and port

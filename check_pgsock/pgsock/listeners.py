@@ -27,8 +27,9 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from check_pgsock import options as opts
+from check_pgsock.command_line import argument
 from check_pgsock.errors import PgsockError, UsageError
+from check_pgsock.option_values import parse_port
 from check_pgsock.pgsock.architecture import build_graph
 from check_pgsock.pgsock.links import read_links, say_other_unix
 from check_pgsock.pgsock.listener_rows import (
@@ -77,7 +78,7 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(run=_run)
     group = parser.add_argument_group("which of them")
     group.add_argument(
-        "-p", "--port", metavar="PORT", type=opts.argument(opts.parse_port), action="append",
+        "-p", "--port", metavar="PORT", type=argument(parse_port), action="append",
         default=[], help="only those of this port, whoever listens on it; repeatable",
     )  # fmt: skip
     group.add_argument("--all", action="store_true", help="every listener, whatever it is")

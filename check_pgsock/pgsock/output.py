@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import argument
 from check_pgsock.deadline import Deadline
 from check_pgsock.host_names import resolve_peers
+from check_pgsock.option_values import parse_seconds
 from check_pgsock.text import clean
 from check_pgsock.view import View, open_view
 
@@ -41,7 +43,7 @@ def add_view_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where to look")
     opts.add_view_options(group)
     parser.add_argument(
-        "-t", "--timeout", metavar="SECONDS", type=opts.argument(opts.parse_seconds),
+        "-t", "--timeout", metavar="SECONDS", type=argument(parse_seconds),
         default=DEFAULT_TIMEOUT, help=f"give up after this time (default: {DEFAULT_TIMEOUT:g})",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="for machines")

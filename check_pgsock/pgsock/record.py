@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import argument
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import PgsockError, UsageError
+from check_pgsock.option_values import names_recording, parse_seconds
 from check_pgsock.pgsock.output import add_view_options, open_tool_view, print_json
 from check_pgsock.recording.anonymize import Anonymizer
 from check_pgsock.recording.archive import Archive, Writer
@@ -65,11 +67,11 @@ def add_parser(parsers: Parsers) -> None:
     parser.set_defaults(run=_run)
     parser.add_argument("file", metavar="FILE", help="the file to write, a zip")
     parser.add_argument(
-        "--for", metavar="SECONDS", dest="duration", type=opts.argument(opts.parse_seconds),
+        "--for", metavar="SECONDS", dest="duration", type=argument(parse_seconds),
         help="several moments, the last one so long after the first (default: one moment)",
     )  # fmt: skip
     parser.add_argument(
-        "--interval", metavar="SECONDS", type=opts.argument(opts.parse_seconds),
+        "--interval", metavar="SECONDS", type=argument(parse_seconds),
         help=f"with --for: the time between two moments (default: {DEFAULT_INTERVAL:g})",
     )  # fmt: skip
     parser.add_argument(
@@ -110,7 +112,7 @@ def _validate(options: argparse.Namespace) -> None:
         )
     if options.interval is not None and options.duration is None:
         raise UsageError("--interval is the time between several moments: name --for, too")
-    if opts.names_recording(options.source) and (options.duration is not None or options.netns):
+    if names_recording(options.source) and (options.duration is not None or options.netns):
         raise UsageError(
             "--source FILE is copied as it was recorded; drop --for, --interval and --netns"
         )
@@ -118,7 +120,7 @@ def _validate(options: argparse.Namespace) -> None:
 
 def _open(options: argparse.Namespace) -> tuple[Header, Iterator[Captured]]:
     """What holds for all moments, and these; a recording's where --source names one."""
-    if not opts.names_recording(options.source):
+    if not names_recording(options.source):
         return describe_machine(), _capture_series(options)
     opts.validate_view_options(options)
     archive = Archive(options.source, Deadline(options.timeout))

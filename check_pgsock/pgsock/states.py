@@ -17,10 +17,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 from check_pgsock import options as opts
+from check_pgsock.command_line import argument
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import UsageError
 from check_pgsock.host_names import resolve_peers
 from check_pgsock.legs import Leg
+from check_pgsock.option_values import parse_file
 from check_pgsock.pgsock.output import (
     Column,
     add_view_options,
@@ -121,7 +123,7 @@ def add_parser(parsers: Parsers) -> None:
     )
     parser.set_defaults(run=_run)
     parser.add_argument(
-        "files", nargs="*", metavar="FILE", type=opts.argument(_parse_file),
+        "files", nargs="*", metavar="FILE", type=argument(parse_file),
         help="read this copy of /proc/net/tcp or tcp6, not the kernel; - is standard input",
     )  # fmt: skip
     parser.add_argument(
@@ -136,12 +138,6 @@ def add_parser(parsers: Parsers) -> None:
         "client leg all else",
     )  # fmt: skip
     add_view_options(parser)
-
-
-def _parse_file(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError(f"'{text}' is no file")
-    return text
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -28,8 +28,8 @@ from check_pgsock.text import clean, plural, write_seconds
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from check_pgsock.contract import Run
     from check_pgsock.pgbouncer.console import Pool, WaitingClient
-    from check_pgsock.plugin import Run
     from check_pgsock.pooling.wait_time import Waited
 
 _MOST_TOLD = 20  # databases, at -v

@@ -11,7 +11,8 @@ while it starts adds all time since 2000 to session_time (session_ends.LEAST_FAL
 may have happened the statistics as a whole tell nothing, and what was counted between two runs may.
 """
 
-from check_pgsock.pooling.session_ends import EARLIER_RUN, LEAST_FALSE_TIME, Ends
+from check_pgsock.pooling.origins import EARLIER_RUN
+from check_pgsock.pooling.session_ends import LEAST_FALSE_TIME, Ends
 from check_pgsock.text import write_seconds
 
 TYPE_CHECKING = False

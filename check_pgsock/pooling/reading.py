@@ -1,9 +1,7 @@
 """What check_pgsock_pool_size reads of a server, by one connection."""
 
 from check_pgsock.errors import SourceError
-from check_pgsock.pooling import pools, windows
-from check_pgsock.pooling.pools import Backends
-from check_pgsock.pooling.windows import Sample
+from check_pgsock.pooling.samples import Backends, Sample, sum_progress
 from check_pgsock.postgres import parallelism
 from check_pgsock.postgres.cores import find_cores
 from check_pgsock.postgres.locality import find_locality
@@ -13,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Optional
 
-    from check_pgsock.plugin import Run
+    from check_pgsock.contract import Run
     from check_pgsock.postgres.client import Client
     from check_pgsock.postgres.parallelism import Launched, Looks
     from check_pgsock.postgres.statistics import Statistics
@@ -53,7 +51,7 @@ class Reading:
         looks = self.looks
         return Sample(
             one,
-            pools.sum_progress(backends),
+            sum_progress(backends),
             sum(each.count for each in backends),
             None if looks is None else looks.get(one.oid, parallelism.NONE_SEEN),
         )
@@ -108,15 +106,3 @@ def _look(run: "Run", client: "Client", reading: Reading) -> "dict[int, Looks]":
         return looks
     oids = {one.name: one.oid for one in reading.databases}
     return parallelism.look_at_titles(pid, oids, run.deadline)
-
-
-def sum_looks(
-    samples: "dict[int, Sample]", earlier: "dict[int, Optional[list[Sample]]]"
-) -> "Looks":
-    """The looks at all databases, of this run and of earlier ones."""
-    return parallelism.add(
-        each.looks
-        for oid, sample in samples.items()
-        for each in [sample, *windows.find_same(sample, earlier[oid] or [])]
-        if each.looks is not None
-    )

@@ -12,6 +12,7 @@ keeps the evidence. Those of another server, postmaster or database are never su
 reset or a crash all that the statistics hold came since. Times are those of the server's clock.
 """
 
+from check_pgsock.pooling.origins import EARLIER_RUN, FIRST_RUN, NO_STATE
 from check_pgsock.postgres.statistics import (
     Statistics,
     continues,
@@ -24,11 +25,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Optional
-
-# Where the numbers come from, or why there are none, besides what why_new() says.
-EARLIER_RUN = "earlier run"
-FIRST_RUN = "first run"
-NO_STATE = "no state"
 
 KINDS = ("abandoned", "fatal", "killed")
 # What PostgreSQL 14 to 18 count as the time of a session that fails while it starts (the database

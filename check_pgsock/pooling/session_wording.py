@@ -1,9 +1,8 @@
 """What is said of sessions that ended, and what qualifies it; pure."""
 
-from check_pgsock.pooling import session_ends
 from check_pgsock.pooling.mode import describe_usage, find_usage
+from check_pgsock.pooling.origins import NO_DIRECTORY, NO_STATE, WORDS
 from check_pgsock.pooling.session_ends import Ends
-from check_pgsock.postgres import statistics
 from check_pgsock.text import clean, name_some, plural, write_seconds
 
 TYPE_CHECKING = False
@@ -12,24 +11,16 @@ if TYPE_CHECKING:
 
     from check_pgsock.postgres.statistics import Statistics
 
-_NEXT_RUN = {
-    session_ends.FIRST_RUN: "this run is the first",
-    statistics.RESTART: "the server started anew, or another took its place",
-    statistics.OTHER_SERVER: "another server answers than at the last run (a fail-over?)",
-    statistics.OTHER_DATABASE: "the database was made anew since the last run",
-    statistics.CLOCK_STEP: "the server's clock was set back since the last run",
-}
 _MOST_DESCRIBED = 20  # databases
-NO_DIRECTORY = "there is no state directory (--state-dir) that keeps the counters of earlier runs"
 
 
 def describe(total: Ends, names: "list[str]") -> str:
-    """`6 abandoned, 0 fatal and 1 killed of 40 ended sessions on database app over 300 s`"""
+    """`6 abandoned, 0 fatal and 1 killed of 40 ended sessions on database app over 5 min`"""
     where = f"on {plural(len(names), 'database')}"
     if len(names) == 1:
         where = f"on database {clean(names[0])}"
     if not total.is_counted:
-        return f"ends of sessions {where} are judged from the next run on: {_why(total)}"
+        return f"ends of sessions {where} are judged from the next run on: {WORDS[total.origin]}"
     return f"{_tell(total)} {where} {_span(total)}"
 
 
@@ -39,13 +30,9 @@ def _tell(ends: Ends) -> str:
 
 
 def _span(ends: Ends) -> str:
-    if ends.origin == session_ends.NO_STATE:
+    if ends.origin == NO_STATE:
         return "in all that the statistics hold"
     return f"over {write_seconds(ends.seconds)}"
-
-
-def _why(ends: Ends) -> str:
-    return _NEXT_RUN.get(ends.origin, ends.origin)
 
 
 def qualify(
@@ -57,7 +44,7 @@ def qualify(
     if not total.is_counted:
         return []
     lines = []
-    if total.origin == session_ends.NO_STATE:
+    if total.origin == NO_STATE:
         lines.append(f"rates are not known, and shares are of all time: {NO_DIRECTORY}")
     elif total.seconds < over:
         bound = "" if total.began_anew else ": rates are a lower bound"
@@ -90,7 +77,7 @@ def _tell_uncounted(each: "Mapping[str, Ends]") -> "list[str]":
     names: dict[str, list[str]] = {}
     for name, one in each.items():
         if not one.is_counted:
-            names.setdefault(_why(one), []).append(clean(name))
+            names.setdefault(WORDS[one.origin], []).append(clean(name))
     return [
         f"{'databases' if len(some) > 1 else 'database'} {name_some(some)} "
         f"{'are' if len(some) > 1 else 'is'} counted from the next run on: {why}"

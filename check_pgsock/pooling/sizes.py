@@ -1,7 +1,8 @@
 """How large pools are configured: as named, by PgBouncer's console, or by its ini file."""
 
-from check_pgsock import options as opts
+from check_pgsock.command_line import argument
 from check_pgsock.errors import SourceError, UsageError
+from check_pgsock.option_values import parse_count, parse_file
 from check_pgsock.pooling.pools import SESSION, TRANSACTION, Size
 from check_pgsock.text import clean, name_some
 
@@ -11,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, Optional
 
-    from check_pgsock.options import Parser
+    from check_pgsock.command_line import Parser
+    from check_pgsock.contract import Run
     from check_pgsock.pgbouncer.pool_limits import Configured, ConfiguredPools
-    from check_pgsock.plugin import Run
 
 _SOURCES = ("pool_size", "console", "ini")
 
@@ -22,7 +23,7 @@ def add_size_options(parser: "Parser") -> None:
     """The options pool_size, console, ini, poolers and pool_mode."""
     group = parser.add_argument_group("pool")
     group.add_argument(
-        "--pool-size", metavar="N", type=opts.argument(opts.parse_count),
+        "--pool-size", metavar="N", type=argument(parse_count),
         help="size of each pool as configured (default: the most client backends seen within an "
         "hour)",
     )  # fmt: skip
@@ -31,11 +32,11 @@ def add_size_options(parser: "Parser") -> None:
         help="read the sizes from PgBouncer's console there, as one of its stats_users",
     )  # fmt: skip
     group.add_argument(
-        "--ini", metavar="FILE", type=opts.argument(_parse_file),
+        "--ini", metavar="FILE", type=argument(parse_file),
         help="read the sizes from this configuration file of PgBouncer",
     )  # fmt: skip
     group.add_argument(
-        "--poolers", metavar="N", type=opts.argument(opts.parse_count), default=1,
+        "--poolers", metavar="N", type=argument(parse_count), default=1,
         help="poolers with pools of this size: processes (so_reuseport), hosts (default: 1)",
     )  # fmt: skip
     group.add_argument(
@@ -55,12 +56,6 @@ def validate_size_options(options: "Namespace") -> None:
             "--poolers is how many have a pool of the size that --pool-size, --console or --ini "
             "says; name one of these"
         )
-
-
-def _parse_file(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError(f"'{text}' is no file")
-    return text
 
 
 class Sizes:

@@ -15,108 +15,26 @@ the statistics hold; its length is known only where their reset is.
 
 import math
 
+from check_pgsock.pooling.origins import EARLIER_RUN, FIRST_RUN, NO_STATE
+from check_pgsock.pooling.samples import LONGEST, Progress
 from check_pgsock.postgres import statistics
-from check_pgsock.postgres.parallelism import Looks
-from check_pgsock.postgres.statistics import Statistics, parse_statistics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Optional
 
-# How a window came about, besides those of postgres.statistics.
-LAST_RUN = "last run"
-FIRST_RUN = "first run"
+    from check_pgsock.pooling.samples import History, Sample
+
+# How a window came about, besides those of `origins`.
 RECENT_RUNS = "recent runs"  # none as long ago as a window between two runs has to be
-NO_STATE = "no state"
 ASKED = "asked"  # all that the statistics hold is what was asked for
 
-LONGEST = 86400.0  # seconds that a window grows to
 # By how much, and by how many seconds, a window holds more than its sessions can have done, before
 # it is late: sessions flush up to a second later than they could.
 _LATE, _LATE_SECONDS = 0.05, 2.0
 # Seconds between two samples that the load of is told: what is shorter tells of single statements.
 _SHORTEST_LOAD = 50.0
-
-
-class Progress:
-    """What a database's sessions have spent, in seconds of all added, that is in no counter yet.
-
-    `unsplit` was spent in transactions, executing or idle; `oldest` is the age of the oldest
-    transaction. Of `unseen` sessions nothing of it is known.
-    """
-
-    __slots__ = ("active", "idle", "oldest", "unseen", "unsplit")
-
-    def __init__(
-        self, active: float = 0.0, idle: float = 0.0, unsplit: float = 0.0, oldest: float = 0.0,
-        unseen: int = 0,
-    ) -> None:  # fmt: skip
-        self.active = active
-        self.idle = idle
-        self.unsplit = unsplit
-        self.oldest = oldest
-        self.unseen = unseen
-
-
-class Sample:
-    """One database at one moment: its counters, what is in none yet, its client backends, and the
-    looks at its statements (None: none were taken).
-    """
-
-    __slots__ = ("backends", "looks", "progress", "statistics")
-
-    def __init__(
-        self, statistics: Statistics, progress: Progress, backends: int,
-        looks: "Optional[Looks]" = None,
-    ) -> None:  # fmt: skip
-        self.statistics = statistics
-        self.progress = progress
-        self.backends = backends
-        self.looks = looks
-
-    @property
-    def taken(self) -> float:
-        """When, by the server's clock."""
-        return self.statistics.taken
-
-    def as_json(self) -> "dict[str, object]":
-        """What the store keeps."""
-        return {
-            "statistics": self.statistics.as_json(),
-            "progress": [getattr(self.progress, name) for name in Progress.__slots__],
-            "backends": self.backends,
-            "looks": None if self.looks is None else list(self.looks),
-        }
-
-
-def parse_sample(data: object) -> "Optional[Sample]":
-    """A sample of the store; None for one that another version wrote."""
-    if not isinstance(data, dict) or set(data) != set(Sample.__slots__):
-        return None
-    counters = parse_statistics(data["statistics"])
-    progress, looks = data["progress"], data["looks"]
-    if (
-        counters is None
-        or not _are_numbers(progress, len(Progress.__slots__))
-        or not _are_numbers([data["backends"]], 1)
-        or not (looks is None or _are_numbers(looks, len(Looks._fields)))
-    ):
-        return None
-    return Sample(
-        counters,
-        Progress(**dict(zip(Progress.__slots__, progress))),
-        data["backends"],
-        None if looks is None else Looks(*looks),
-    )
-
-
-def _are_numbers(data: object, count: int) -> bool:
-    return (
-        isinstance(data, list)
-        and len(data) == count
-        and all(isinstance(one, (int, float)) for one in data)
-    )
 
 
 class Window:
@@ -134,7 +52,7 @@ class Window:
     )  # fmt: skip
 
     def __init__(
-        self, origin: str, seconds: "Optional[float]", before: "Optional[Sample]", after: Sample
+        self, origin: str, seconds: "Optional[float]", before: "Optional[Sample]", after: "Sample"
     ) -> None:
         start, end = (Progress() if before is None else before.progress), after.progress
         self.origin = origin
@@ -195,82 +113,61 @@ def _thousandths(number: float) -> float:
 
 
 def choose_window(
-    current: Sample,
-    earlier: "Optional[list[Sample]]",
-    shortest: "Optional[float]",
-    is_enough: "Callable[[Window], bool]",
+    history: "History", shortest: "Optional[float]", is_enough: "Callable[[Window], bool]"
 ) -> Window:
-    """The window that ends with `current`.
+    """The window that ends with the sample of now.
 
-    `earlier` are stored samples in the order of their commits; None: there is no store. The
-    window begins with the newest one of the same statistics that is at least `shortest` ago
-    (None: with their beginning) and has enough activity since; where none has, with the oldest of
-    the day. Where none is so long ago it is all that the statistics hold: a retry sees what the
-    first run saw.
+    It begins with the newest one of the same statistics that is at least `shortest` ago (None: with
+    their beginning) and has enough activity since; where none has, with the oldest of the day.
+    Where none is so long ago it is all that the statistics hold: a retry sees what the first run
+    saw.
     """
+    now = history.now
     if shortest is None:
-        return _since_beginning(current, ASKED)
-    if earlier is None:
-        return _since_beginning(current, NO_STATE)
-    if not earlier:
-        return _since_beginning(current, FIRST_RUN)
-    same = find_same(current, earlier)
+        return _since_beginning(now, ASKED)
+    if history.earlier is None:
+        return _since_beginning(now, NO_STATE)
+    if not history.earlier:
+        return _since_beginning(now, FIRST_RUN)
     chosen = None
-    for one in same:
-        seconds = current.taken - one.taken
+    for one in history.same:
+        seconds = now.taken - one.taken
         if seconds < shortest:
             continue
         if chosen is not None and seconds > LONGEST:
             break
-        chosen = Window(LAST_RUN, seconds, one, current)
+        chosen = Window(EARLIER_RUN, seconds, one, now)
         if is_enough(chosen):
             break
     if chosen is not None:
         return chosen
-    if same:
-        return _since_beginning(current, RECENT_RUNS)
-    before, after = earlier[-1].statistics, current.statistics
+    if history.same:
+        return _since_beginning(now, RECENT_RUNS)
+    before, after = history.earlier[-1].statistics, now.statistics
     why = statistics.why_new(before, after)
     # A clock that was set back, or counters that fell with no other reset: how long ago is that?
     other_reset = before.stats_reset != after.stats_reset
     dated = why != statistics.CLOCK_STEP and (why != statistics.RESET or other_reset)
-    return _since_beginning(current, why, dated)
+    return _since_beginning(now, why, dated)
 
 
-def find_same(current: Sample, earlier: "Iterable[Sample]") -> "list[Sample]":
-    """The samples that the counters of `current` went on from, the newest first."""
-    found: list[Sample] = []
-    later = current.statistics
-    for one in reversed(list(earlier)):
-        before = one.statistics
-        if not statistics.is_same_server(before, later) or before.oid != later.oid:
-            continue  # an address that leads to several servers in turn
-        if before.taken >= later.taken or not statistics.continues(before, later):
-            break
-        found.append(one)
-        later = before
-    return found
-
-
-def highest_load(current: Sample, same: "Iterable[Sample]") -> "Optional[float]":
+def highest_load(history: "History") -> "Optional[float]":
     """The greatest mean number of connections that transactions held from one run to a next,
-    within a day; `same` are the samples of find_same(). None where no two runs tell.
+    within a day. None where no two runs tell.
     """
-    highest, later = None, current
-    for one in same:
-        if current.taken - one.taken > LONGEST:
-            break
+    highest, later = None, history.now
+    for one in history.within(LONGEST):
         if later.taken - one.taken >= _SHORTEST_LOAD:
-            window = Window(LAST_RUN, later.taken - one.taken, one, later)
+            window = Window(EARLIER_RUN, later.taken - one.taken, one, later)
             if not window.is_late:
                 highest = max(window.load or 0.0, highest or 0.0)
             later = one
     return highest
 
 
-def _since_beginning(current: Sample, origin: str, dated: bool = True) -> Window:
+def _since_beginning(now: "Sample", origin: str, dated: bool = True) -> Window:
     """Everything the statistics hold; `dated` unless their time of reset is not to be believed."""
-    reset, seconds = current.statistics.stats_reset, None
-    if dated and reset is not None and current.taken > reset:
-        seconds = current.taken - reset
-    return Window(origin, seconds, None, current)
+    reset, seconds = now.statistics.stats_reset, None
+    if dated and reset is not None and now.taken > reset:
+        seconds = now.taken - reset
+    return Window(origin, seconds, None, now)

@@ -1,20 +1,21 @@
 """What is said of pools: the sentence that a DBA needs, and what qualifies it; pure."""
 
-from check_pgsock.pooling import pools, windows
-from check_pgsock.pooling.pools import Backends, Pool, Terms
-from check_pgsock.pooling.windows import Window
+from check_pgsock.pooling import assessment, origins, pools, sizing, windows
 from check_pgsock.postgres import statistics
-from check_pgsock.text import clean, name_some, plural
+from check_pgsock.text import clean, name_some, plural, write_seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Optional
 
+    from check_pgsock.pooling.pools import Pool, Terms
+    from check_pgsock.pooling.samples import Backends
+    from check_pgsock.pooling.windows import Window
     from check_pgsock.postgres.parallelism import Launched
 
 
-def describe(pool: Pool, terms: Terms, may_grow: bool = True) -> str:
+def describe(pool: "Pool", terms: "Terms", may_grow: bool = True) -> str:
     """One pool in a sentence, without what is said of its window's origin. Where all pools together
     are too large it is not to grow.
     """
@@ -26,6 +27,8 @@ def describe(pool: Pool, terms: Terms, may_grow: bool = True) -> str:
             f"ratio{whole} {pool.ratio:.3f} over {_span(window)}{_doubt(pool)}"
         )
     what = f"{_what(pool)} of {plural(pool.size, 'connection')}"
+    if pool.outcome == pools.UNRELIABLE and pool.ratio is None:
+        return f"{what} cannot be judged: the statistics have nothing of {_span(window)}"
     if pool.outcome == pools.UNRELIABLE:
         return (
             f"{what} cannot be judged: busy ratio {pool.ratio:.3f} over {_span(window)}, unreliable"
@@ -47,10 +50,10 @@ def describe(pool: Pool, terms: Terms, may_grow: bool = True) -> str:
     if window.seconds is not None and window.seconds < terms.shortest:
         below = f"below {terms.shortest:g} s"
         return f"too short a time to judge the {what}: {_span(window)}, {below}{tail}"
-    if window.seconds is None or window.seconds < pools.SHORTEST_AVERAGED:
+    if window.seconds is None or window.seconds < assessment.SHORTEST_AVERAGED:
         return (
             f"{little}: {least}{window.spent:.3f} s busy or in transaction over {_span(window)}, "
-            f"below {pools.least_spent(window, terms.least_busy):g} s{tail}"
+            f"below {assessment.least_spent(window, terms.least_busy):g} s{tail}"
         )
     return (
         f"{little}: {least}{window.busy_sessions:.3f} sessions busy and "
@@ -59,17 +62,17 @@ def describe(pool: Pool, terms: Terms, may_grow: bool = True) -> str:
     )
 
 
-def _doubt(pool: Pool) -> str:
+def _doubt(pool: "Pool") -> str:
     """What the limit is made of where the ratio is not reliable."""
     return "" if pool.is_reliable else f", unreliable: at least {pool.window.lowest:.3f}"
 
 
-def _what(pool: Pool) -> str:
+def _what(pool: "Pool") -> str:
     name = pool.configured.name if pool.configured else ""
     return f"pool {clean(name)}" if name else f"pool of database {clean(pool.name)}"
 
 
-def _bounds(pool: Pool) -> str:
+def _bounds(pool: "Pool") -> str:
     """`may be 12 to 26`"""
     if pool.needed is None or pool.needed == pool.allowed:
         return f"may be up to {pool.allowed}"
@@ -78,7 +81,7 @@ def _bounds(pool: Pool) -> str:
     return f"may be {pool.needed} to {pool.allowed}"
 
 
-def _advice(pool: Pool, may_grow: bool) -> str:
+def _advice(pool: "Pool", may_grow: bool) -> str:
     """What to do about a size outside its bounds."""
     if pool.allowed is None:
         return ""
@@ -94,28 +97,19 @@ def _advice(pool: Pool, may_grow: bool) -> str:
     return f": {verb} {clean(setting) if setting else 'it'}"
 
 
-def _span(window: Window) -> str:
-    return "all that the statistics hold" if window.seconds is None else duration(window.seconds)
+def _span(window: "Window") -> str:
+    seconds = window.seconds
+    return "all that the statistics hold" if seconds is None else write_seconds(seconds)
 
 
-def describe_origin(window: Window, since: "Optional[float]") -> "Optional[str]":
+def describe_origin(window: "Window", since: "Optional[float]") -> "Optional[str]":
     """What is to be said of a window that does not simply begin with an earlier run."""
-    if window.origin == windows.LAST_RUN:
+    if window.origin == origins.EARLIER_RUN:
         return None
     why = {
+        **origins.WORDS,
         windows.ASKED: "since reset, as asked for",
-        windows.NO_STATE: "no state directory (--state-dir) keeps what the last run saw",
-        windows.FIRST_RUN: "first run",
-        windows.RECENT_RUNS: f"no run on these statistics is {since:g} s ago (--since)"
-        if since is not None
-        else "",
-        statistics.RESET: "the statistics were reset since the last run",
-        statistics.CRASH: "the statistics were lost in a crash since the last run",
-        statistics.RESTART: "the server started anew, or another took its place, since the last "
-        "run",
-        statistics.OTHER_SERVER: "another server answers than at the last run (a fail-over?)",
-        statistics.OTHER_DATABASE: "the database was made anew since the last run",
-        statistics.CLOCK_STEP: "the server's clock was set back since the last run",
+        windows.RECENT_RUNS: f"no run on these statistics is {since or 0:g} s ago (--since)",
     }[window.origin]
     if window.seconds is None:
         return f"{why}: judged over {_span(window)}, whose beginning is not known"
@@ -124,10 +118,21 @@ def describe_origin(window: Window, since: "Optional[float]") -> "Optional[str]"
     return f"{why}: judged over the {_span(window)} since the statistics were reset"
 
 
-def describe_quality(pool: Pool) -> "Optional[str]":
+def qualify(pool: "Pool", terms: "Terms") -> "list[str]":
+    """What qualifies the numbers of a pool."""
+    notes = [
+        describe_origin(pool.window, terms.since),
+        *describe_size(pool, terms),
+        describe_quality(pool),
+        describe_unseen(pool),
+    ]
+    return [one for one in notes if one is not None]
+
+
+def describe_quality(pool: "Pool") -> "Optional[str]":
     """Why the busy ratio may be another one; None where it can be relied on."""
     window = pool.window
-    if pool.ratio is None or pool.is_reliable:
+    if pool.is_reliable or (pool.ratio is None and pool.outcome != pools.UNRELIABLE):
         return None
     if window.is_late:
         return (
@@ -136,13 +141,13 @@ def describe_quality(pool: Pool) -> "Optional[str]":
         )
     old = "transactions are in progress whose time before their present statement is not known"
     if window.seconds is not None and window.oldest > window.seconds:
-        old = f"a transaction is {duration(window.oldest)} old, older than the window"
+        old = f"a transaction is {write_seconds(window.oldest)} old, older than the window"
     return (
         f"the busy ratio is unreliable, between {window.lowest:.3f} and {window.highest:.3f}: {old}"
     )
 
 
-def describe_unseen(pool: Pool) -> "Optional[str]":
+def describe_unseen(pool: "Pool") -> "Optional[str]":
     """What the role of the check may not see; None where that is nothing."""
     if not pool.window.unseen:
         return None
@@ -153,7 +158,7 @@ def describe_unseen(pool: Pool) -> "Optional[str]":
     )
 
 
-def describe_size(pool: Pool, terms: Terms) -> "list[str]":
+def describe_size(pool: "Pool", terms: "Terms") -> "list[str]":
     """Where the judged size is from, where that is not simply what was named, and what qualifies
     it.
     """
@@ -175,7 +180,7 @@ def describe_size(pool: Pool, terms: Terms) -> "list[str]":
     return [*([f"the pool's size is {said}"] if terms.poolers > 1 else []), *notes]
 
 
-def describe_parallelism(pool: Pool) -> str:
+def describe_parallelism(pool: "Pool") -> str:
     """Where the parallelism is from."""
     how = {
         pools.GIVEN: "as given",
@@ -186,7 +191,7 @@ def describe_parallelism(pool: Pool) -> str:
     return f"parallelism {pool.parallelism:g} {how}"
 
 
-def describe_workers(pool: Pool, launched: "Optional[Launched]") -> "list[str]":
+def describe_workers(pool: "Pool", launched: "Optional[Launched]") -> "list[str]":
     """Parallel workers that statements did not get, by the server's counters."""
     if launched is None or launched.launched >= launched.wanted:
         return []
@@ -197,19 +202,32 @@ def describe_workers(pool: Pool, launched: "Optional[Launched]") -> "list[str]":
     ]
 
 
-def describe_together(judged: "list[Pool]", terms: Terms, share: float) -> str:
+def describe_together(working: "list[Pool]", terms: "Terms") -> str:
     """What all pools of the server come to, the largest part first."""
     parts = sorted(
-        ((one.work or 0.0, one) for one in judged), key=lambda part: (-part[0], part[1].name)
+        ((one.work or 0.0, one) for one in working), key=lambda part: (-part[0], part[1].name)
     )
     named = name_some([f"{clean(one.name)} {work:.1f}" for work, one in parts])
+    share = pools.full_load(working, terms.capacity) or 0.0
     return (
         f"all pools in full use come to {sum(work for work, _ in parts):.1f} processes at work, "
         f"{share:.0f} % of the {terms.capacity:g} that the server can run: {named}"
     )
 
 
-def top_backends(pool: Pool, backends: "Iterable[Backends]") -> "list[str]":
+def describe_formula(pool: "Pool", terms: "Terms") -> str:
+    """How the largest allowed pool came about."""
+    io_limit = "no I/O limit" if terms.io_limit is None else f"I/O limit {terms.io_limit}"
+    counted = sizing.busy_ratio(*pool.window.counted)
+    alone = "none" if counted is None else f"{counted:.3f}"
+    return (
+        f"formula: min({terms.cores:g} cores, {io_limit}) / (busy ratio * parallelism); "
+        f"{describe_parallelism(pool)}; busy ratio of the counters alone, without what is in "
+        f"progress: {alone}"
+    )
+
+
+def top_backends(pool: "Pool", backends: "Iterable[Backends]") -> "list[str]":
     """Who holds the client backends of a database, which `backends` are, the largest number
     first.
     """
@@ -227,14 +245,3 @@ def top_backends(pool: Pool, backends: "Iterable[Backends]") -> "list[str]":
         who = f"role {clean(role)}{name}" if role else f"an unknown role{name}"
         lines.append(f"{plural(sum(states.values()), 'session')} of {who}: {parts}")
     return lines or [f"no other session is on database {clean(pool.name)} now"]
-
-
-def duration(seconds: float) -> str:
-    """`4.2 s`, `300 s`, `17 min`, `5.2 h`, `12 days`."""
-    if seconds < 600:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 2 * 86400:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"

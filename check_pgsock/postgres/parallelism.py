@@ -40,12 +40,14 @@ if TYPE_CHECKING:
         """What looks at one database saw, added up; several of them may be added up further.
 
         `leaders` are the sessions that executed a statement, `processes` they and their parallel
-        workers. `hidden` are the sessions of which neither could be told.
+        workers, `idle` those that were idle in a transaction. `hidden` are the sessions of which
+        none of it could be told.
         """
 
         leaders: int
         processes: int
         hidden: int
+        idle: int = 0
 
     class Launched(NamedTuple):
         """The parallel workers that the statements of one database wanted, and got, since its
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
         launched: int
 
 else:
-    Looks = namedtuple("Looks", "leaders processes hidden")
+    Looks = namedtuple("Looks", "leaders processes hidden idle", defaults=(0,))
     Launched = namedtuple("Launched", "wanted launched")
 
 NONE_SEEN = Looks(0, 0, 0)
@@ -93,7 +95,9 @@ def look(
     def once() -> "dict[int, Looks]":
         rows = client.query_alone("parallel.sql")
         return {
-            row["oid"]: Looks(row["leaders"], row["leaders"] + row["workers"], row["hidden"])
+            row["oid"]: Looks(
+                row["leaders"], row["leaders"] + row["workers"], row["hidden"], row["idle"]
+            )
             for row in rows
         }
 
@@ -139,6 +143,7 @@ def count_titles(
 ) -> "dict[int, Looks]":
     """One look at these titles, by process id; `databases` are the oids by name."""
     from check_pgsock.sessions import titles as kinds
+    from check_pgsock.sessions.states import ABORTED, ACTIVE, FASTPATH, IDLE_IN_TRANSACTION
 
     workers: dict[Optional[int], int] = {}
     for title in titles.values():
@@ -148,8 +153,10 @@ def count_titles(
     for pid, title in titles.items():
         if title.kind not in (kinds.CLIENT_BACKEND, kinds.UNKNOWN):
             continue
-        if title.state in (kinds.ACTIVE, kinds.FASTPATH):
+        if title.state in (ACTIVE, FASTPATH):
             one = Looks(1, 1 + workers.get(pid, 0), 0)
+        elif title.state in (IDLE_IN_TRANSACTION, ABORTED):
+            one = Looks(0, 0, 0, 1)
         elif title.state is None and title.waiting is None:
             one = Looks(0, 0, 1)
         else:
@@ -166,7 +173,7 @@ def _read_titles(
     table: ProcessTable, postmaster: "Process", own_backend: int
 ) -> "dict[int, Title]":
     from check_pgsock.servers.candidates import children_of
-    from check_pgsock.servers.postmaster import Cluster
+    from check_pgsock.servers.clusters import Cluster
     from check_pgsock.sessions.backends import read_titles
 
     children = [(pid, postmaster.command) for pid in children_of(table, postmaster.pid)]

@@ -24,14 +24,8 @@ from check_pgsock.recording.processes import (
     parse_processes,
     read_processes,
 )
-from check_pgsock.sockets.sources import (
-    TCP6_FILE,
-    TCP_DUMP,
-    TCP_FILE,
-    UNIX_DUMP,
-    UNIX_FILE,
-    read_setting_file,
-)
+from check_pgsock.sockets.settings import read_setting_file
+from check_pgsock.sockets.sources import TCP6_FILE, TCP_DUMP, TCP_FILE, UNIX_DUMP, UNIX_FILE
 
 if TYPE_CHECKING:
     from check_pgsock.sockets.reader import SocketReader

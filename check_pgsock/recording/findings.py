@@ -14,16 +14,16 @@ from check_pgsock.legs import Leg
 from check_pgsock.recording.manifest import Finding
 from check_pgsock.servers import limits
 from check_pgsock.servers.auto_limit import LimitReader, read_limit_of
+from check_pgsock.servers.clusters import Census, unseen
 from check_pgsock.servers.limits import Limit, LimitUnknown
 from check_pgsock.servers.ownership import find_cluster
-from check_pgsock.servers.postmaster import Census, unseen
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Listener
 from check_pgsock.unix.server import find_owner
 from check_pgsock.view import View
 
 if TYPE_CHECKING:
     from check_pgsock.servers.auto_limit import AnyListener
-    from check_pgsock.servers.postmaster import Cluster
+    from check_pgsock.servers.clusters import Cluster
     from check_pgsock.sockets.reader import SocketReader
     from check_pgsock.sockets.unix_sockets import UnixListener
 

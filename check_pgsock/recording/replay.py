@@ -15,7 +15,8 @@ from check_pgsock.recording.processes import parse_processes
 from check_pgsock.recording.recorded_proc import RecordedProc
 from check_pgsock.recording.source import RecordedSource
 from check_pgsock.sockets.namespaces import Namespace
-from check_pgsock.sockets.reader import PooledReader, Reader, SocketReader
+from check_pgsock.sockets.pooled_reader import join_readers
+from check_pgsock.sockets.reader import Reader, SocketReader
 from check_pgsock.sockets.sources import TCP6_FILE, TCP_FILE
 from check_pgsock.text import clean
 from check_pgsock.view import View
@@ -120,8 +121,7 @@ class Replay:
 
     def reader(self) -> Reader:
         """The sockets."""
-        readers = [self._open(place) for place in self._choose()]
-        return readers[0] if len(readers) == 1 else PooledReader(tuple(readers))
+        return join_readers([self._open(place) for place in self._choose()])
 
     def _choose(self) -> list[Place]:
         places = self.about.places

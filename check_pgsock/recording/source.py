@@ -25,7 +25,8 @@ from check_pgsock.sockets.unix_sockets import UnixSocket
 if TYPE_CHECKING:
     from check_pgsock.deadline import Deadline
     from check_pgsock.recording.manifest import Place
-    from check_pgsock.sockets.sources import AnyUnix, Runs
+    from check_pgsock.sockets.netlink_dump import Runs
+    from check_pgsock.sockets.unix_sockets import AnyUnix
 
 _STATE_AT = HEADER.size + 1  # inet_diag_msg: family, state, timer, retransmits, then two ports
 _LOCAL_PORT_AT, _REMOTE_PORT_AT = HEADER.size + 4, HEADER.size + 6

@@ -3,7 +3,6 @@
 import time
 
 from check_pgsock.servers.programs import POSTGRESQL, kind_of
-from check_pgsock.sockets.sources import listener_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,5 +55,7 @@ def shares_network(view: "View", pid: int, port: int, inode: int) -> bool:
     """Whether a listener on `port` is in the network namespace of a process."""
     if view.recorded is not None:
         return view.recorded.shares_network(pid, port, inode)
+    from check_pgsock.sockets.sources.procfs import listener_inodes
+
     path = view.processes().path(pid, "net")
     return inode in listener_inodes(path, port, view.deadline)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from check_pgsock.errors import SourceError
-from check_pgsock.options import parse_address
+from check_pgsock.option_values import parse_address
 from check_pgsock.pgbouncer.ini import Ini, names_listener
 from check_pgsock.pgbouncer.process import read_process_ini
 from check_pgsock.processes import Process, ProcessTable

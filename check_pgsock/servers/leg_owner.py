@@ -3,15 +3,15 @@
 from check_pgsock.legs import Leg, listeners_at
 from check_pgsock.servers import limits
 from check_pgsock.servers.limits import LimitUnknown
-from check_pgsock.servers.ownership import made_with, prove_owner
+from check_pgsock.servers.ownership import made_after, prove_owner
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Listener, Socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
+    from check_pgsock.servers.clusters import Cluster
     from check_pgsock.servers.limits import Limit
-    from check_pgsock.servers.postmaster import Cluster
     from check_pgsock.sockets.reader import Reader, SocketReader
     from check_pgsock.sockets.unix_sockets import UnixListener
     from check_pgsock.unix.leg import Sessions
@@ -132,7 +132,7 @@ def _has_too(view: "View", cluster: "Cluster", target: Target) -> bool:
     held = view.processes().socket_inodes(pid)
     if held is not None:
         return held.issuperset(one.inode for one in target.unix)
-    made = made_with(target.listeners, target.bound, target.reader.unix_listeners())
+    made = made_after(target.listeners, target.bound, target.reader.unix_listeners())
     return all(one.inode in made for one in target.unix)
 
 

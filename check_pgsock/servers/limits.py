@@ -32,9 +32,13 @@ _SETTING = re.compile(r"([A-Za-z_][\w-]*)\s*=\s*(.*)", re.DOTALL)
 
 
 class LimitUnknown(PgsockError):
-    """No source tells the limit; the message says why and names --limit. `why` is the reason."""
+    """No source tells the limit; the message says why and names --limit. `why` is the reason.
+
+    It `is_settled` unless what stood against a proof may have passed a moment later.
+    """
 
     why = ""
+    is_settled = True
 
 
 def unknown(endpoint: str, why: str) -> LimitUnknown:

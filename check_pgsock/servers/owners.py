@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from check_pgsock.legs import Leg
 from check_pgsock.processes import Process, parse_stat
 from check_pgsock.servers.candidates import list_programs
+from check_pgsock.servers.clusters import Census
 from check_pgsock.servers.evidence import Candidate, find_probable
 from check_pgsock.servers.forwards import find_forward
 from check_pgsock.servers.limits import LimitUnknown
 from check_pgsock.servers.ownership import find_cluster
-from check_pgsock.servers.postmaster import Census
+from check_pgsock.servers.postmaster import made_with
 from check_pgsock.servers.programs import FORWARDER, POOLER, POSTGRESQL, kind_of
 from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, Listener
 
@@ -173,24 +174,15 @@ class Owners:
                 self._set_owner(one, [candidate], proof, True)
 
     def _find_by_run(self, one: Endpoint) -> None:
-        """By the TCP listeners of a server: a postmaster makes those of its Unix sockets right
-        after them, so that the inodes have no gap, with the same backlog (measured on 14 to 18).
-        """
-
-        def is_like(each: Endpoint) -> bool:
-            same = (each.reader, each.port, each.listener.uid, each.listener.backlog)
-            return same == (one.reader, one.port, one.listener.uid, one.listener.backlog)
-
-        if one.listener.uid is None or one.listener.backlog is None:
-            return
-        alike = [each for each in self._endpoints if is_like(each)]
-        inodes = {each.listener.inode for each in alike}
+        """By the listeners of the same port that are proven to be a server's: see made_with()."""
+        place = one.reader, one.port
+        alike = [each for each in self._endpoints if (each.reader, each.port) == place]
+        run = made_with(one.listener, (each.listener for each in alike))
         for each in alike:
-            owner = each.owner
+            owner, inode = each.owner, each.listener.inode
             if owner is None or not owner.proven or owner.kind != POSTGRESQL:
                 continue
-            between = range(each.listener.inode, one.listener.inode)
-            if between and all(inode in inodes for inode in between):
+            if inode in run and inode < one.listener.inode:
                 one.owner = owner._replace(proof=BY_RUN)
                 return
 

@@ -3,20 +3,28 @@
 postmaster.py decides, on values alone.
 """
 
+from functools import partial
+
+from check_pgsock.legs import Leg
 from check_pgsock.processes import POSTGRES_COMMANDS
 from check_pgsock.servers.candidates import children_of, list_programs
 from check_pgsock.servers.cgroup_proof import is_alone
-from check_pgsock.servers.postmaster import Census, Cluster, Port, prove, unseen
-from check_pgsock.sockets.model import LISTEN, Listener, Query, Socket
+from check_pgsock.servers.clusters import Census, Cluster, unseen
+from check_pgsock.servers.limits import LimitUnknown
+from check_pgsock.servers.postmaster import Port, made_with, prove
+from check_pgsock.sockets.model import CLOSE_WAIT, ESTABLISHED, LISTEN, Listener, Query, Socket
 from check_pgsock.sockets.reader import SocketReader
-from check_pgsock.sockets.sources import listener_inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Optional
 
     from check_pgsock.sockets.unix_sockets import UnixListener
     from check_pgsock.view import View
+
+_LOOKS = 3
+_PAUSE = 0.1  # seconds between two of them
 
 
 def find_cluster(
@@ -45,18 +53,55 @@ def prove_owner(
 ) -> "tuple[Cluster, str]":
     """The same; the connections, of which a pooler may have very many, are read only if there is a
     server that may own the port.
+
+    Where a proof failed by what comes and goes (a session that has just ended, a process that has
+    just started), all is read again, up to twice.
     """
-    table = view.processes()
-    uids = {one.uid for one in listeners}
     if view.recorded is not None:
         pid, proof = view.recorded.owner(f"port {port}", listeners)
+        table, uids = view.processes(), {one.uid for one in listeners}
         return Census(table, uids).cluster_of(pid, f"port {port}"), proof
+    looks = 0
+    while True:
+        looks += 1
+        try:
+            return _look(view, reader, port, listeners, bound, read_accepted)
+        except LimitUnknown as error:
+            if error.is_settled or looks == _LOOKS:
+                raise
+        view.deadline.doing = "waiting for another look at whose the listener is"
+        view.deadline.sleep(_PAUSE)
+        view.programs = None
+        read_accepted = partial(reader.sockets, Leg((port,)).query(ESTABLISHED, CLOSE_WAIT))
+
+
+def _look(
+    view: "View",
+    reader: SocketReader,
+    port: int,
+    listeners: "list[Listener]",
+    bound: "list[Listener]",
+    read_accepted: "Callable[[], list[Socket]]",
+) -> "tuple[Cluster, str]":
+    """One proof, or the reason why there is none: LimitUnknown."""
+    table = view.processes()
+    uids = {one.uid for one in listeners}
+    inodes = {one.inode for one in listeners}
 
     def has_cgroup(pid: int, cgroup: int) -> bool:
         # A postmaster has one port: what listens there on another is not, or not only, its own.
         return is_alone(table, pid, cgroup) and all(
             one.port == port for one in reader.listeners() if one.cgroup == cgroup
         )
+
+    def inodes_seen_by(pid: int) -> "set[int]":
+        from check_pgsock.sockets.sources.procfs import listener_inodes  # most proofs do without
+
+        return listener_inodes(table.path(pid, "net"), port, view.deadline)
+
+    def is_complete() -> "Optional[bool]":
+        # Listeners that are gone now may have been another's, which ended before it was looked for.
+        return census.is_complete() and inodes <= {one.inode for one in reader.listeners(port)}
 
     census = Census(table, uids, find_families(view))
     if not census.clusters and len(uids) == 1:
@@ -71,10 +116,10 @@ def prove_owner(
         ),
         census.clusters,
         table.socket_inodes,
-        lambda pid: listener_inodes(table.path(pid, "net"), port, view.deadline),
-        lambda peers: _local_ports(reader, peers),
+        inodes_seen_by,
+        lambda peers: _local_ports(reader, peers, uids),
         has_cgroup,
-        census.is_complete,
+        is_complete,
     )
 
 
@@ -91,37 +136,32 @@ def find_families(view: "View") -> "dict[int, list[tuple[int, str]]]":
     return found
 
 
-def made_with(
+def made_after(
     listeners: "list[Listener]", bound: "list[Listener]", unix: "list[UnixListener]"
 ) -> "set[int]":
-    """The inodes of the Unix listeners among `unix` that were made in one go with `listeners`.
-
-    A postmaster makes those of its Unix sockets right after those of its port, of which `bound` are
-    all: without a gap between the inodes, by the same user, with the same backlog (measured on 14
-    to 18).
+    """The inodes of the Unix listeners among `unix` that a postmaster made in one go with
+    `listeners`, right after those of its port, of which `bound` are all.
     """
-    found: set[int] = set()
-    for one in listeners:
-        if one.backlog is not None:
-            kin = (one.uid, one.backlog)
-            alike = {each.inode for each in bound if (each.uid, each.backlog) == kin}
-            alike |= {each.inode for each in unix if (each.uid, each.backlog) == kin}
-            inode = one.inode
-            while inode in alike:
-                found.add(inode)
-                inode += 1
-    return found & {one.inode for one in unix}
+    inodes = {one.inode for one in unix}
+    return {
+        inode
+        for one in listeners
+        for inode in inodes & made_with(one, [*bound, *unix])
+        if inode > one.inode
+    }
 
 
 def _local_ports(
-    reader: SocketReader, peers: "set[tuple[bytes, int]]"
+    reader: SocketReader, peers: "set[tuple[bytes, int]]", uids: "set[int]"
 ) -> "dict[tuple[bytes, int], set[int]]":
-    """The local ports that each of the remote ends `peers` is connected to."""
+    """The local ports on which processes of these users hold connections of each of the remote
+    ends `peers`; none of what waits to be accepted, or was closed.
+    """
     states = 0xFFFF & ~(1 << LISTEN)
     query = Query(tuple({remote for _, remote in peers}), False, states)
     found: dict[tuple[bytes, int], set[int]] = {}
     for one in reader.sockets(query):
         peer = (one.remote_address, one.remote_port)
-        if peer in peers:
+        if peer in peers and one.inode and one.uid in uids:
             found.setdefault(peer, set()).add(one.local_port)
     return found

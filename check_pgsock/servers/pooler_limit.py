@@ -3,7 +3,7 @@
 from check_pgsock.errors import SourceError
 from check_pgsock.servers import limits
 from check_pgsock.servers.limits import Limit
-from check_pgsock.sessions.survey import find_holders
+from check_pgsock.sessions.holders import find_holders
 from check_pgsock.text import clean
 
 TYPE_CHECKING = False

@@ -3,7 +3,7 @@ the kernel shares connections out by a hash, whether or not the process they go 
 """
 
 from check_pgsock.legs import Leg
-from check_pgsock.sessions.survey import find_holders
+from check_pgsock.sessions.holders import find_holders
 from check_pgsock.sockets.model import ESTABLISHED
 from check_pgsock.text import clean
 

@@ -2,7 +2,7 @@
 
 from check_pgsock.errors import SourceError
 from check_pgsock.processes import POSTGRES_COMMANDS
-from check_pgsock.servers.postmaster import Census
+from check_pgsock.servers.clusters import Census
 from check_pgsock.servers.programs import POSTGRESQL
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ def may_be_postgresql(
         return True  # it holds no processes
     # Not for a saved moment, which looks for no owners.
     from check_pgsock.servers.listener_owners import find_owners
-    from check_pgsock.sessions.survey import find_holders
+    from check_pgsock.sessions.holders import find_holders
 
     mine: list[Listener | UnixListener] = [*leg.listeners(listeners), *unix]
     try:

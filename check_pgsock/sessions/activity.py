@@ -8,19 +8,17 @@ tcp_event_data_sent (net/ipv4/tcp_output.c, retransmits included), tcp_event_dat
 
 from collections import namedtuple
 
-from check_pgsock.sessions.titles import (
+from check_pgsock.sessions.states import (
     ABORTED,
     ACTIVE,
     AUTHENTICATION,
-    CLIENT_BACKEND,
     FASTPATH,
     IDLE,
     IDLE_IN_TRANSACTION,
     INITIALIZING,
     STARTUP,
-    UNTITLED,
-    Title,
 )
+from check_pgsock.sessions.titles import CLIENT_BACKEND, UNTITLED, Title
 from check_pgsock.sockets.model import (
     CLOSE_WAIT,
     CLOSING,

@@ -6,14 +6,8 @@ Titles come first, since everybody may read them; descriptors only for what no t
 from collections import namedtuple
 
 from check_pgsock.processes import parse_cpu_ticks, parse_title_area
-from check_pgsock.sessions.titles import (
-    LOCAL,
-    PARALLEL_WORKER,
-    UNKNOWN,
-    Title,
-    match_peers,
-    parse_children,
-)
+from check_pgsock.sessions.children import match_peers, parse_children
+from check_pgsock.sessions.titles import LOCAL, PARALLEL_WORKER, UNKNOWN, Title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +15,7 @@ if TYPE_CHECKING:
     from typing import NamedTuple, Optional
 
     from check_pgsock.processes import ProcessTable
-    from check_pgsock.servers.postmaster import Cluster
+    from check_pgsock.servers.clusters import Cluster
     from check_pgsock.sessions.titles import Peer
     from check_pgsock.sockets.model import Socket
 
@@ -115,7 +109,7 @@ def read_titles(
     table: "ProcessTable", cluster: "Cluster", peers: "Iterable[Peer]" = ()
 ) -> "dict[int, Title]":
     """What the titles of the children say that have the postmaster's own uid, by process id;
-    `peers` as titles.parse_children takes them.
+    `peers` as children.parse_children takes them.
     """
     postmaster = cluster.postmaster
     raws = {}

@@ -3,8 +3,6 @@
 survey.py gathers what goes in here; checks say who with it, `pgsock connections` shows all.
 """
 
-from collections import namedtuple
-
 from check_pgsock.legs import format_address
 from check_pgsock.processes import TITLE_PREFIX
 from check_pgsock.sessions.activity import (
@@ -18,6 +16,8 @@ from check_pgsock.sessions.activity import (
     judge_title,
 )
 from check_pgsock.sessions.ages import BY_BACKEND_START, Age, judge_age
+from check_pgsock.sessions.holders import Holder
+from check_pgsock.sessions.titles import LOCAL
 from check_pgsock.sessions.titles import UNKNOWN as TITLE_UNKNOWN
 from check_pgsock.sockets.model import STATE_NAMES, Socket
 from check_pgsock.text import clean, say_top
@@ -25,14 +25,14 @@ from check_pgsock.text import clean, say_top
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import Any, NamedTuple, Optional
+    from typing import Any, Optional
 
     from check_pgsock.sessions.backends import Backend
     from check_pgsock.sessions.titles import Title
     from check_pgsock.sockets.unix_sockets import UnixSocket
 
 SERVER, CLIENT, UNIX = "server", "client", "unix"  # legs; `unix` is the server's end, too
-OVER_UNIX = "[local]"  # the peer of a session over a Unix socket, as process titles have it
+OVER_UNIX = LOCAL  # the peer of a session over a Unix socket, as process titles have it
 
 # What is known of a connection, in the order of the JSON; times in seconds, sizes in bytes.
 KEYS = (
@@ -45,20 +45,11 @@ KEYS = (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-
-    class Holder(NamedTuple):
-        """A process that holds an end of a connection; `age` in seconds."""
-
-        pid: int
-        command: str
-        age: "Optional[float]"
-
     # What KEYS name; absent is None, never 0. Addresses and states are as people write them,
     # names as they are: not fit to print before text.clean().
     Connection = dict[str, Any]
 
 else:
-    Holder = namedtuple("Holder", "pid command age")
     Connection = dict
 
 

@@ -1,9 +1,10 @@
 """Sessions counted by user, database or peer, each group against a limit of its own; pure."""
 
-from check_pgsock import options as opts
+from check_pgsock.command_line import Parser, argument
 from check_pgsock.errors import PgsockError, UsageError
 from check_pgsock.labels import label_of
 from check_pgsock.legs import format_address
+from check_pgsock.option_values import parse_count_or_zero, parse_name, parse_network
 from check_pgsock.text import clean
 
 TYPE_CHECKING = False
@@ -64,7 +65,7 @@ class GroupLimits:
             self.named[name] = limit
             if by == PEER:
                 try:
-                    self.networks.append((opts.parse_network(name), name))
+                    self.networks.append((parse_network(name), name))
                 except ValueError as error:
                     raise UsageError(f"--group-limit of --by peer: {error}") from None
         self.networks.sort(key=lambda pair: pair[0].host_bits)
@@ -191,10 +192,10 @@ def parse_group_limit(text: str) -> "tuple[str, int]":
     if not equals or not name:
         raise ValueError(f"'{text}' is not NAME=N, such as app=40")
     # 0 is a CONNECTION LIMIT, too: nobody may connect.
-    return opts.parse_name(name), 0 if number == "0" else opts.parse_count(number)
+    return parse_name(name), parse_count_or_zero(number)
 
 
-def add_group_options(parser: opts.Parser) -> None:
+def add_group_options(parser: Parser) -> None:
     """The options `by` and `group_limit`: see chosen_groups()."""
     group = parser.add_argument_group("groups")
     group.add_argument(
@@ -202,7 +203,7 @@ def add_group_options(parser: opts.Parser) -> None:
         help="what the groups of --group-limit are",
     )  # fmt: skip
     group.add_argument(
-        "--group-limit", metavar="NAME=N", type=opts.argument(parse_group_limit), action="append",
+        "--group-limit", metavar="NAME=N", type=argument(parse_group_limit), action="append",
         default=[],
         help="the sessions that a user or a database may have (its CONNECTION LIMIT, or a pool's "
         "size; 0: none), or the connections of a peer, an address or a network; repeatable; "

@@ -4,7 +4,7 @@ from collections import Counter
 
 from check_pgsock.errors import PgsockError
 from check_pgsock.sessions.connections import OVER_UNIX
-from check_pgsock.sessions.survey import find_holders
+from check_pgsock.sessions.holders import find_holders
 from check_pgsock.sessions.workers import CGROUPS, PEERS, PROCESSES, Worker, group, remove_numbers
 from check_pgsock.text import clean, plural
 
@@ -109,19 +109,16 @@ def find_clients(view: "View", connections: "Iterable[Connection]") -> Holding:
 
 
 def find_processes(
-    view: "View", connections: "Iterable[Connection]", listeners: "Sequence[Listener]" = ()
+    view: "View", connections: "Sequence[Connection]", listeners: "Sequence[Listener]" = ()
 ) -> Holding:
     """The processes that hold this host's end of `connections`, and those that hold the
     `listeners` of a server leg, with or without a connection: there the ones of one name that
     listen at the same addresses are alike.
     """
-    processes: Counter[tuple[int, str]] = Counter()
-    unseen = 0
-    for one in connections:
-        if one["pid"] is None:
-            unseen += 1
-        else:
-            processes[one["pid"], one["process"]] += 1
+    processes = Counter(
+        (one["pid"], one["process"]) for one in connections if one["pid"] is not None
+    )
+    unseen = len(connections) - sum(processes.values())
     if not listeners:
         found = _of_programs(view, processes)
         found.unseen = unseen
@@ -141,17 +138,14 @@ def find_processes(
     return Holding(workers, unseen)
 
 
-def find_cgroups(view: "View", connections: "Iterable[Connection]") -> Holding:
+def find_cgroups(view: "View", connections: "Sequence[Connection]") -> Holding:
     """The cgroups (of systemd a unit each) that sockets were made in, whoever holds them: alike
     are those of one user whose names differ by numbers alone.
     """
-    counts: Counter[tuple[Optional[int], int]] = Counter()
-    unseen = 0
-    for one in connections:
-        if one["cgroup"] is None:
-            unseen += 1
-        else:
-            counts[one["uid"], one["cgroup"]] += 1
+    counts = Counter(
+        (one["uid"], one["cgroup"]) for one in connections if one["cgroup"] is not None
+    )
+    unseen = len(connections) - sum(counts.values())
     names = _read_cgroup_names(view, {number for _, number in counts})
     workers = []
     for (uid, number), n in counts.items():

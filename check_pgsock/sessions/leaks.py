@@ -15,7 +15,8 @@ from check_pgsock.sessions.activity import (
     WAITING,
 )
 from check_pgsock.sessions.connections import CLIENT, OVER_UNIX
-from check_pgsock.sessions.titles import ACTIVE, IDLE, IDLE_IN_TRANSACTION, WALSENDER
+from check_pgsock.sessions.states import ACTIVE, IDLE, IDLE_IN_TRANSACTION
+from check_pgsock.sessions.titles import WALSENDER
 from check_pgsock.text import clean, plural, say_top, write_seconds
 
 TYPE_CHECKING = False

@@ -1,17 +1,12 @@
 """Looking at the sessions of PostgreSQL servers several times: by titles, without a connection."""
 
-from check_pgsock.options import parse_address
+from check_pgsock.option_values import parse_address
 from check_pgsock.processes import parse_stat
-from check_pgsock.servers.postmaster import Census
+from check_pgsock.servers.clusters import Census
 from check_pgsock.sessions.activity import BY_TCP_INFO, UNKNOWN, judge_title
 from check_pgsock.sessions.backends import Backends
-from check_pgsock.sessions.titles import (
-    AUTHENTICATION,
-    INITIALIZING,
-    STARTUP,
-    UNTITLED,
-    WALSENDER,
-)
+from check_pgsock.sessions.states import AUTHENTICATION, INITIALIZING, STARTUP
+from check_pgsock.sessions.titles import UNTITLED, WALSENDER
 from check_pgsock.sessions.workers import Look
 
 TYPE_CHECKING = False
@@ -19,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Optional
 
-    from check_pgsock.servers.postmaster import Cluster
+    from check_pgsock.servers.clusters import Cluster
     from check_pgsock.sessions.backends import Backend
     from check_pgsock.sessions.connections import Connection
     from check_pgsock.view import View

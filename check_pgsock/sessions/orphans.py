@@ -8,7 +8,7 @@ from check_pgsock.processes import POSTGRES_COMMANDS
 from check_pgsock.servers.programs import POOLER, kind_of
 from check_pgsock.sessions.activity import NOT_ACCEPTED
 from check_pgsock.sessions.connections import CLIENT, OVER_UNIX, who_lines
-from check_pgsock.sessions.titles import ACTIVE, FASTPATH, parse_state
+from check_pgsock.sessions.states import ACTIVE, FASTPATH, parse_state
 from check_pgsock.text import clean, plural, write_seconds
 
 TYPE_CHECKING = False

@@ -1,7 +1,7 @@
 """Who holds the connection slots of a server, or the connections of a group: lines of words."""
 
-from check_pgsock import options as opts
 from check_pgsock.legs import Leg
+from check_pgsock.option_values import parse_address
 from check_pgsock.sessions.backends import Backend
 from check_pgsock.sessions.connections import of_unix_socket, who_lines
 from check_pgsock.sessions.groups import PEER
@@ -48,7 +48,7 @@ def _hold(
     if limits.by == PEER:
         found = survey(view, leg, state_mask(ESTABLISHED)).connections
         peers = {one["peer_address"] for one in found}
-        mine = {one for one in peers if limits.name_of(opts.parse_address(one)) == name}
+        mine = {one for one in peers if limits.name_of(parse_address(one)) == name}
         return who_lines([one for one in found if one["peer_address"] in mine], noun)
     if target is None or slots is None:
         return []

@@ -10,14 +10,8 @@ ProcessStartupPacket).
 from check_pgsock.legs import accepting
 from check_pgsock.processes import TITLE_PREFIX
 from check_pgsock.sessions.backends import read_titles
-from check_pgsock.sessions.titles import (
-    CLIENT_BACKEND,
-    UNKNOWN,
-    UNTITLED,
-    WALSENDER,
-    match_peers,
-    text_of,
-)
+from check_pgsock.sessions.children import match_peers
+from check_pgsock.sessions.titles import CLIENT_BACKEND, UNKNOWN, UNTITLED, WALSENDER, text_of
 from check_pgsock.sockets.model import ESTABLISHED
 
 TYPE_CHECKING = False
@@ -25,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from typing import Optional
 
+    from check_pgsock.servers.clusters import Cluster
     from check_pgsock.servers.leg_owner import Target
-    from check_pgsock.servers.postmaster import Cluster
     from check_pgsock.sessions.titles import Peer, Title
     from check_pgsock.view import View
 

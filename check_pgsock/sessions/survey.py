@@ -4,15 +4,14 @@ A title counts only for a child of the postmaster that is proven to own the list
 postmaster.py. Descriptors are read only for what titles leave open, and only where they may be.
 """
 
-from contextlib import suppress
-
 from check_pgsock.legs import Leg, accepting
 from check_pgsock.servers.limits import LimitUnknown
 from check_pgsock.servers.ownership import find_cluster
 from check_pgsock.sessions import connections
 from check_pgsock.sessions.ages import DEFAULT_INTERVAL, confirm_setting, prove_period
 from check_pgsock.sessions.backends import Backends
-from check_pgsock.sessions.connections import CLIENT, SERVER, Connection, Holder
+from check_pgsock.sessions.connections import CLIENT, SERVER, Connection
+from check_pgsock.sessions.holders import Holder, find_holders
 from check_pgsock.sessions.surveyed import Survey
 from check_pgsock.sockets.model import CLOSE, ESTABLISHED, LISTEN, TIME_WAIT, Query
 from check_pgsock.sockets.unix_sockets import UnixSocket
@@ -20,10 +19,9 @@ from check_pgsock.text import plural
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from typing import Optional
 
-    from check_pgsock.processes import ProcessTable
     from check_pgsock.sessions.backends import Backend
     from check_pgsock.sockets.model import Listener, Socket
     from check_pgsock.sockets.reader import SocketReader
@@ -35,51 +33,26 @@ if TYPE_CHECKING:
 CONNECTED = 0x1FFE & ~(1 << LISTEN | 1 << TIME_WAIT | 1 << CLOSE)
 
 
-def survey(view: "View", leg: Leg, states: int = CONNECTED, unix: bool = False) -> Survey:
+def survey(
+    view: "View", leg: Leg, states: int = CONNECTED, unix: bool = False,
+    bound: "Optional[list[Listener]]" = None,
+) -> Survey:  # fmt: skip
     """All that is known of the TCP connections of `leg` in `states`.
 
     With `unix` the sessions over Unix sockets of the servers found on a server leg are in it, as
-    their titles tell of them. Raises SourceError.
+    their titles tell of them. `bound` are the listeners on its ports, where these were just read.
+    Raises SourceError.
     """
     found = Survey(view.files.wall_clock())
     for reader in view.reader.each:
-        place = _Place(view, reader, found)
+        # (Of several places they do not tell which they are in.)
+        place = _Place(view, reader, found, bound if len(view.reader.each) == 1 else None)
         for port in leg.ports:
             if leg.server:
                 place.add_server_leg(leg, port, states, unix)
             else:
                 place.add_client_leg(leg, port, states)
     return found
-
-
-def add_unix_socket(view: "View", path: str, found: Survey) -> None:
-    """Add the sessions over a socket file; whose backends they are is told by descriptors.
-
-    Raises SourceError.
-    """
-    from check_pgsock.unix.server import find_owner
-
-    endpoint = view.reader.unix_sockets(path)
-    found.notes += endpoint.notes
-    if endpoint.not_accepted:
-        waiting = plural(endpoint.not_accepted, "connection")
-        found.notes.append(f"{waiting} to {path} not accepted yet, and not shown")
-    table, now = view.processes(), view.files.since_boot()
-    backends = None
-    with suppress(LimitUnknown):
-        cluster, _ = find_owner(view, f"socket {path}", endpoint.listeners)
-        backends = Backends(table, cluster, (), now)
-    found.add_server(endpoint.listeners, backends is not None)
-    peers = view.reader.unix_peers(endpoint.sessions)
-    ends = [*peers.values(), *(endpoint.sessions if backends is None else [])]
-    uids = {one.uid for one in ends if one.uid is not None}
-    holders = find_holders(table, {one.inode for one in ends}, uids, now)
-    for one in endpoint.sessions:
-        backend = None if backends is None else backends.of_inode(one.inode)
-        peer = peers.get(one.peer_inode or 0)
-        client = None if peer is None else holders.get(peer.inode)
-        row = connections.of_unix_socket(one, backend, peer, holders.get(one.inode), client)
-        found.add(row, backends is not None)
 
 
 class _Server:
@@ -100,7 +73,11 @@ class _Server:
 class _Place:
     """One place of a view, being surveyed."""
 
-    def __init__(self, view: "View", reader: "SocketReader", found: Survey) -> None:
+    def __init__(
+        self, view: "View", reader: "SocketReader", found: Survey,
+        bound: "Optional[list[Listener]]",
+    ) -> None:  # fmt: skip
+        self._bound = bound
         self._view = view
         self._reader = reader
         self._found = found
@@ -229,7 +206,8 @@ class _Place:
 
     def _look_for_servers(self, port: int) -> "list[_Server]":
         accepted = self._reader.sockets(Query((port,), True, CONNECTED, info=True, cgroup=True))
-        bound = self._reader.listeners(port)
+        known = self._reader.listeners(port) if self._bound is None else self._bound
+        bound = [one for one in known if one.port == port]
         if not bound:
             return [_Server([], accepted, None)]
         whole = self._backends(port, bound, bound, accepted)
@@ -277,27 +255,6 @@ class _Place:
         """The processes that hold `sockets`, by inode, where descriptors may be read."""
         inodes, uids = {one.inode for one in sockets}, {one.uid for one in sockets}
         return find_holders(self._table, inodes, uids, self._now)
-
-
-def find_holders(
-    table: "ProcessTable", inodes: "Iterable[int]", uids: "set[int]", now: "Optional[float]" = None
-) -> "dict[int, Holder]":
-    """The processes of `uids` that hold these sockets, by inode, where descriptors may be read;
-    their ages are those of `now`: see ProcessTable.age.
-    """
-    wanted = {inode for inode in inodes if inode}
-    found: dict[int, Holder] = {}
-    if not wanted:
-        return found
-    for pid, (command, _) in table.commands().items():
-        if table.uid(pid) in uids:
-            held = wanted & (table.socket_inodes(pid) or set())
-            if held:
-                found.update(dict.fromkeys(held, Holder(pid, command, table.age(pid, now))))
-                wanted -= held
-                if not wanted:
-                    break
-    return found
 
 
 def _mirrored(one: "Socket") -> "Ends":

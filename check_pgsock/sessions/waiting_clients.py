@@ -28,7 +28,7 @@ from check_pgsock.errors import SourceError
 from check_pgsock.servers.listener_owners import describe_owner, find_owners
 from check_pgsock.servers.programs import POOLER
 from check_pgsock.sessions.activity import UNKNOWN, judge_activity
-from check_pgsock.sessions.titles import ACTIVE
+from check_pgsock.sessions.states import ACTIVE
 from check_pgsock.sockets.model import ESTABLISHED, Query
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ import re
 from collections import namedtuple
 
 from check_pgsock.sessions.activity import WAITING
-from check_pgsock.sessions.titles import ACTIVE, IDLE, IDLE_IN_TRANSACTION
+from check_pgsock.sessions.states import ACTIVE, IDLE, IDLE_IN_TRANSACTION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

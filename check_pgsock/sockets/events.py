@@ -15,7 +15,7 @@ from struct import Struct
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError
 from check_pgsock.sockets.destroy_filter import pack_filter, parse_events
-from check_pgsock.sockets.sources import open_channel
+from check_pgsock.sockets.sources.netlink import open_channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Union
 
+    Runs = Iterator[tuple[int, int, int]]  # offset, stride and number of each
+
 TCPDIAG_GETSOCK = 18
 SOCK_DIAG_BY_FAMILY = 20
 _NLM_F_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_ROOT | NLM_F_MATCH
@@ -45,7 +47,7 @@ class Dump:
         self.done = False
         self.interrupted = False
 
-    def runs(self, data: "Union[bytes, bytearray]") -> "Iterator[tuple[int, int, int]]":
+    def runs(self, data: "Union[bytes, bytearray]") -> "Runs":
         """Yield (offset, stride, number) of each run of equally headed socket messages in `data`.
 
         Raises SourceError for NLMSG_ERROR and for an errno inside NLMSG_DONE, MalformedError for

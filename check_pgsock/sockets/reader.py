@@ -1,12 +1,12 @@
-"""Which source answers, and in which network namespaces: what checks and tools read sockets with.
+"""What checks and tools read sockets with, and which source answers them.
 
-`SocketReader` reads one place, `PooledReader` several, summed; both answer alike.
+`SocketReader` reads one place; pooled_reader.py several, summed. Both answer alike.
 """
 
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError
 from check_pgsock.sockets.model import ESTABLISHED, LISTEN, Listener, Query, Socket, Tally
-from check_pgsock.sockets.sources import NetlinkSource, ProcfsSource
+from check_pgsock.sockets.sources.netlink import NetlinkSource
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from typing import Callable, Optional, TypeVar
 
     from check_pgsock.sockets.namespaces import Namespace
-    from check_pgsock.sockets.socket_file import SocketFile
-    from check_pgsock.sockets.sources import AnyUnix, Source
-    from check_pgsock.sockets.unix_sockets import UnixEndpoint, UnixListener, UnixSocket
+    from check_pgsock.sockets.sources import Source
+    from check_pgsock.sockets.sources.procfs import ProcfsSource
+    from check_pgsock.sockets.unix_sockets import AnyUnix, UnixEndpoint, UnixListener, UnixSocket
 
     _T = TypeVar("_T")
 
@@ -83,44 +83,10 @@ class Reader:
         from check_pgsock.sockets.unix_sockets import choose
 
         place = SocketFile(path, self.of_this_host)
-
-        def wanted(one: "AnyUnix") -> bool:
-            return one.path is not None and (
-                (place.file is not None and one.file == place.file) or place.is_name(one.path)
-            )
-
-        found = self.unix(1 << LISTEN | 1 << ESTABLISHED, wanted)
+        found = self.unix(1 << LISTEN | 1 << ESTABLISHED, place.may_be_of)
         endpoint = choose(found, place.is_name, place.file)
-        note = self._unix_note(place, endpoint, found)
+        note = place.qualify(endpoint, found)
         return endpoint if note is None else endpoint._replace(notes=[note])
-
-    def _unix_note(
-        self, place: "SocketFile", endpoint: "UnixEndpoint", found: "list[AnyUnix]"
-    ) -> "Optional[str]":
-        """What qualifies the sockets of a socket file."""
-        from check_pgsock.sockets.unix_sockets import UnixListener
-
-        if place.is_abstract:
-            return None
-        if any(one.file is None for one in found):
-            return (
-                "procfs does not tell apart a socket file and an earlier one of the same name: "
-                "sessions that an earlier server accepted are counted too"
-            )
-        if isinstance(place.refusal, FileNotFoundError):
-            if endpoint.listeners:
-                return f"{place.path} is gone: nobody can connect to its listener any more"
-        elif place.refusal is not None:
-            return (
-                f"{place.path} cannot be looked at ({place.refusal.strerror}): its sockets are "
-                "told by name"
-            )
-        elif not endpoint.listeners and any(isinstance(one, UnixListener) for one in found):
-            return (
-                f"the listener named {place.path} is bound to another file: that was replaced, or "
-                "the listener sees other file systems than this check"
-            )
-        return None
 
     def unix_peers(self, sessions: "Iterable[UnixSocket]") -> "dict[int, UnixSocket]":
         """Return the clients' ends of `sessions`, by their inode: those of these namespaces; none
@@ -164,7 +130,7 @@ class SocketReader(Reader):
         if recorded is not None:
             self._source = recorded
         elif choice == "procfs" or proc_root is not None:
-            self._source = ProcfsSource(proc_root, deadline, namespace)
+            self._source = self._open_procfs(proc_root)
         else:
             self._source = NetlinkSource(deadline, namespace)
 
@@ -244,7 +210,7 @@ class SocketReader(Reader):
         else:
             self._may_fall_back.discard(kind)
             return answer
-        fallback = ProcfsSource(None, self._deadline, self.namespace)
+        fallback = self._open_procfs(None)
         self._deadline.doing = "reading sockets from procfs"
         try:
             answer = question(fallback)
@@ -258,65 +224,7 @@ class SocketReader(Reader):
         self._may_fall_back.discard(kind)
         return answer
 
+    def _open_procfs(self, root: "Optional[str]") -> "ProcfsSource":
+        from check_pgsock.sockets.sources.procfs import ProcfsSource  # most runs do without
 
-class PooledReader(Reader):
-    """Several places, each once: their sockets together."""
-
-    def __init__(self, each: "tuple[SocketReader, ...]") -> None:
-        self._each = each
-
-    @property
-    def each(self) -> "tuple[SocketReader, ...]":
-        """The readers of the single places."""
-        return self._each
-
-    @property
-    def used(self) -> str:
-        """The names of the sources."""
-        return ", ".join(dict.fromkeys(one.used for one in self._each))
-
-    @property
-    def saved(self) -> bool:
-        """Whether a saved moment is read: all of one recording are."""
-        return any(one.saved for one in self._each)
-
-    @property
-    def of_this_host(self) -> bool:
-        """Whether their files and processes are those that can be seen here, and now."""
-        return all(one.of_this_host for one in self._each)
-
-    def count(self, query: Query) -> Tally:
-        """Count the sockets that answer `query`, and keep the listeners among them."""
-        total = Tally()
-        for one in self._each:
-            found = one.count(query)
-            total.states = [sum(both) for both in zip(total.states, found.states)]
-            total.not_accepted += found.not_accepted
-            total.listeners += found.listeners
-        return total
-
-    def sockets(self, query: Query) -> "list[Socket]":
-        """Return the sockets that answer `query`."""
-        return [found for one in self._each for found in one.sockets(query)]
-
-    def unix(self, states: int, wanted: "Callable[[AnyUnix], bool]") -> "list[AnyUnix]":
-        """Return the Unix sockets in these states that are `wanted`."""
-        return [found for one in self._each for found in one.unix(states, wanted)]
-
-    def notes(self) -> "list[str]":
-        """What qualifies all that was read."""
-        return list(dict.fromkeys(note for one in self._each for note in one.notes()))
-
-    def describe(self) -> "list[str]":
-        """How the sockets were read."""
-        return [line for one in self._each for line in one.describe()]
-
-
-def open_namespaces(names: "Iterable[str]", choice: str, deadline: Deadline) -> Reader:
-    """The reader of the network namespaces of these names or processes (one at least), each read
-    once. Raises SourceError.
-    """
-    from check_pgsock.sockets.namespaces import find_namespaces
-
-    readers = [SocketReader(choice, None, deadline, one) for one in find_namespaces(names)]
-    return readers[0] if len(readers) == 1 else PooledReader(tuple(readers))
+        return ProcfsSource(root, self._deadline, self.namespace)

@@ -1,15 +1,16 @@
-"""The socket file that a path names: which file it is, and which other names mean it."""
+"""The socket file that a path names: which file it is, and which names and sockets mean it."""
 
 import os
 import stat
 
 from check_pgsock.errors import SourceError
+from check_pgsock.sockets.unix_sockets import UnixListener
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-    from check_pgsock.sockets.unix_sockets import FileId
+    from check_pgsock.sockets.unix_sockets import AnyUnix, FileId, UnixEndpoint
 
 
 class SocketFile:
@@ -76,6 +77,36 @@ class SocketFile:
             return False
         found = _stat(directory)
         return found is not None and os.path.samestat(found, self._directory)
+
+    def may_be_of(self, one: "AnyUnix") -> bool:
+        """Whether a socket is bound to the file, or to a name that means this path."""
+        return one.path is not None and (
+            (self.file is not None and one.file == self.file) or self.is_name(one.path)
+        )
+
+    def qualify(self, endpoint: "UnixEndpoint", found: "list[AnyUnix]") -> "Optional[str]":
+        """What qualifies the `endpoint` of this path, chosen from the sockets `found`."""
+        if self.is_abstract:
+            return None
+        if any(one.file is None for one in found):
+            return (
+                "procfs does not tell apart a socket file and an earlier one of the same name: "
+                "sessions that an earlier server accepted are counted too"
+            )
+        if isinstance(self.refusal, FileNotFoundError):
+            if endpoint.listeners:
+                return f"{self.path} is gone: nobody can connect to its listener any more"
+        elif self.refusal is not None:
+            return (
+                f"{self.path} cannot be looked at ({self.refusal.strerror}): its sockets are "
+                "told by name"
+            )
+        elif not endpoint.listeners and any(isinstance(one, UnixListener) for one in found):
+            return (
+                f"the listener named {self.path} is bound to another file: that was replaced, or "
+                "the listener sees other file systems than this check"
+            )
+        return None
 
 
 def _stat(path: bytes) -> "Optional[os.stat_result]":

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
         send_queue: "Optional[int]"  # memory of what the peer has not read, overhead included
         shutdown: "Optional[int]"  # 1: the peer sends no more, 2: nor does this end; 3: both
 
+    AnyUnix = Union[UnixListener, UnixSocket]
+
     class UnixEndpoint(NamedTuple):
         """The sockets of one socket file (or abstract name)."""
 
@@ -69,7 +71,7 @@ else:
 
 
 def choose(
-    found: "Iterable[Union[UnixListener, UnixSocket]]",
+    found: "Iterable[AnyUnix]",
     is_name: "Callable[[bytes], bool]",
     file: "Optional[FileId]",
 ) -> UnixEndpoint:

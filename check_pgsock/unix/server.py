@@ -6,7 +6,7 @@ user may read: a title names no client of a Unix socket, and any program may mak
 """
 
 from check_pgsock.servers import limits
-from check_pgsock.servers.postmaster import Census, unseen
+from check_pgsock.servers.clusters import Census, unseen
 from check_pgsock.sockets.model import ESTABLISHED
 from check_pgsock.text import plural
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from typing import Optional
 
     from check_pgsock.processes import ProcessTable
-    from check_pgsock.servers.postmaster import Cluster
-    from check_pgsock.sockets.sources import AnyUnix
-    from check_pgsock.sockets.unix_sockets import UnixListener
+    from check_pgsock.servers.clusters import Cluster
+    from check_pgsock.sockets.unix_sockets import AnyUnix, UnixListener
     from check_pgsock.unix.leg import Sessions
     from check_pgsock.view import View
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Optional
 
-    from check_pgsock.sessions.connections import Holder
+    from check_pgsock.sessions.holders import Holder
     from check_pgsock.sockets.unix_sockets import UnixSocket
     from check_pgsock.view import View
 
@@ -99,7 +99,7 @@ def _read_names(uids: "Iterable[int]", deadline: Deadline) -> "dict[int, str]":
 
 def _find_holders(view: "View", ends: "list[UnixSocket]") -> "dict[int, Holder]":
     """The processes that hold these sockets, by inode: those that can be found in time."""
-    from check_pgsock.sessions.survey import find_holders
+    from check_pgsock.sessions.holders import find_holders
 
     table = ProcessTable(Deadline(view.deadline.remaining() / _SHARE), view.files)
     uids = {one.uid for one in ends if one.uid is not None}

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from check_pgsock.command_line import argument
 from check_pgsock.errors import UsageError
-from check_pgsock.options import argument, parse_number
+from check_pgsock.option_values import parse_number
 from check_pgsock.pgsock.lab import control, drill, drill_table, pgbouncer
 from check_pgsock.pgsock.lab.faults import FAULTS
 from check_pgsock.pgsock.lab.home import sweep

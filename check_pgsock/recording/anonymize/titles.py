@@ -17,6 +17,8 @@ from check_pgsock.legs import format_address
 from check_pgsock.processes import TITLE_PREFIX
 from check_pgsock.recording.anonymize.stand_ins import StandIns
 from check_pgsock.sessions import titles
+from check_pgsock.sessions.children import find_cluster_name, parse_children
+from check_pgsock.sessions.states import parse_state
 from check_pgsock.sessions.titles import Title
 
 # Background processes of PostgreSQL's own, with what they say they do: files of WAL, positions.
@@ -48,9 +50,9 @@ def anonymize_titles(
     """`before` is the postmaster's command line as it was, and `postmaster` as it is to be; `area`
     is what parse_children() takes.
     """
-    told = titles.parse_children(children, before, area)
+    told = parse_children(children, before, area)
     texts = {pid: titles.text_of(raw) for pid, raw in children.items()}
-    cluster = titles.find_cluster_name(texts[pid] for pid, one in told.items() if one.whole)
+    cluster = find_cluster_name(texts[pid] for pid, one in told.items() if one.whole)
     writer = _Writer(cluster, stand_ins)
     new = {
         pid: writer.write(texts[pid]) if one.whole else _fill("", titles.UNKNOWN)
@@ -126,7 +128,7 @@ class _Writer:
         """What the session does; what only an extension writes may be anything."""
         if one.text is None:
             return self._name("text", text)
-        if one.state is None and titles.parse_state(one.text) is None:
+        if one.state is None and parse_state(one.text) is None:
             return self._name("text", one.text)
         return _QUOTED.sub('"label"', one.text)
 

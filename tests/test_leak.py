@@ -445,7 +445,7 @@ def test_transactions_behind_titles_that_do_not_tell(
     server.execute(f"create role {LONG} login")
     server.execute(f"create database {LONG}")
     for session in sessions(server, 5, user=LONG, database=LONG):
-        session.query("begin; select 1")
+        session.query("begin; select pg_sleep(0.05)")  # no answer within the tick of its question
     time.sleep(REST)
     where = f"on port {server.port}"
     arguments = ("-p", server.port, *SHORT, "--limit", 27, "--keep", 20)

@@ -4,13 +4,14 @@ from check_pgsock.command_line import Parser, argument
 from check_pgsock.dsn_option import add_dsn
 from check_pgsock.errors import UsageError
 from check_pgsock.option_values import parse_count
+from check_pgsock.sockets.model import ESTABLISHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
-    from typing import Optional, Union
+    from typing import Callable, Optional, Union
 
-    from check_pgsock.contract import Run
+    from check_pgsock.contract import Report, Run
     from check_pgsock.legs import Leg
     from check_pgsock.servers.limits import Limit
     from check_pgsock.sockets.model import Listener
@@ -35,8 +36,8 @@ def add_limit_option(parser: Parser) -> None:
         "--limit", metavar="N|auto|sql", type=argument(parse_limit), default=None,
         help="usable slots of the endpoint (nothing is subtracted), or auto: read it from the "
         "PostgreSQL server or the PgBouncer on this host, without a connection; or sql: ask the "
-        "server that --dsn names, once an hour, and keep it in the state directory "
-        "(default: auto)",
+        "server that --dsn names, once an hour and before any state other than OK, and keep it in "
+        "the state directory (default: auto)",
     )  # fmt: skip
     add_dsn(group, "with --limit sql the server to ask")
 
@@ -71,9 +72,31 @@ def given_limit(run: "Run", view: "View") -> "Optional[GivenLimit]":
             "--limit sql asks a server as it is now, and a saved moment is of another time; name "
             "the limit with --limit N"
         )
+    from check_pgsock.options import chosen_leg
     from check_pgsock.sql_limit import find_sql_limit  # many runs ask nobody
 
-    return find_sql_limit(run)
+    leg = chosen_leg(run.options)
+
+    def look() -> "list[int]":
+        """The inodes of the leg's TCP connections: they grow, as sockets are made."""
+        found = view.reader.sockets(leg.query(ESTABLISHED)) if leg.ports else []
+        return sorted(one.inode for one in found if one.inode)
+
+    return find_sql_limit(run, f"{leg.describe()} {run.options.netns}", look)
+
+
+def with_fresh_limit(probe: "Callable[[Run], Report]") -> "Callable[[Run], Report]":
+    """A check's `probe` that lets no state but OK hang on what --limit sql has kept for long."""
+
+    def probe_again(run: "Run") -> "Report":
+        report = probe(run)
+        if run.options.limit != SQL:
+            return report
+        from check_pgsock.sql_limit import review
+
+        return review(run, report, probe)
+
+    return probe_again
 
 
 def name_pool_of_several(options: "Namespace") -> "Optional[str]":

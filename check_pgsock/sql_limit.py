@@ -1,7 +1,9 @@
 """`--limit sql`: the usable slots of a server that is elsewhere, asked through --dsn and kept.
 
-It is asked when what is kept is an hour old; in between nothing is connected to. While it cannot
-be asked, what is kept holds on, and its age is said.
+It is asked when what is kept is an hour old; in between nothing is connected to, unless it may have
+changed: where a minute old it would make a state other than OK, and where after five minutes none
+of the connections is left that were there when it was read, as after a restart of the server. While
+it cannot be asked, what is kept holds on, and its age is said.
 """
 
 from check_pgsock.deadline import Deadline
@@ -16,6 +18,7 @@ from check_pgsock.errors import (
     StateError,
     UsageError,
 )
+from check_pgsock.judging import judge
 from check_pgsock.limit_option import GivenLimit
 from check_pgsock.postgres.client import connect
 from check_pgsock.servers.limits import LimitUnknown
@@ -26,12 +29,16 @@ from check_pgsock.waiting import call_within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Optional
+    from collections.abc import Sequence
+    from typing import Any, Callable, Optional
 
-    from check_pgsock.contract import Run
+    from check_pgsock.contract import Report, Run
 
 ASK_AFTER = 3600.0  # seconds
+ASK_AFTER_RESTART = 300.0
+ASK_BEFORE_ALERT = 60.0
 _SHARE = 0.5  # of the time left: what is kept has to become a verdict when nobody answers
+_MOST_KEPT = 20  # connections
 
 
 class ServerLimit:
@@ -39,19 +46,23 @@ class ServerLimit:
     and those that are `reserved`.
 
     `database_limit` is the CONNECTION LIMIT of `database`, the one connected to; -1: it has none.
+    `seen` are inodes of connections of `leg` that there were then.
     """
 
-    __slots__ = ("at", "database", "database_limit", "reserved", "setting", "slots")
+    __slots__ = ("at", "database", "database_limit", "leg", "reserved", "seen", "setting", "slots")
 
     def __init__(
-        self, at: float, setting: str, slots: int, reserved: int, database: str, database_limit: int
-    ) -> None:
+        self, at: float, setting: str, slots: int, reserved: int, database: str,
+        database_limit: int, leg: str = "", seen: "Sequence[int]" = (),
+    ) -> None:  # fmt: skip
         self.at = at
         self.setting = setting
         self.slots = slots
         self.reserved = reserved
         self.database = database
         self.database_limit = database_limit
+        self.leg = leg
+        self.seen = seen
 
     @property
     def usable(self) -> int:
@@ -63,33 +74,66 @@ class ServerLimit:
         return {name: getattr(self, name) for name in self.__slots__ if name != "at"}
 
 
-def find_sql_limit(run: "Run") -> GivenLimit:
-    """The limit of the server that --dsn names: kept, or asked for where that is an hour old.
+def find_sql_limit(run: "Run", leg: str, look: "Callable[[], list[int]]") -> GivenLimit:
+    """The limit of the server that --dsn names: kept, or asked for where that is an hour old, or
+    none of the connections is left that `look` found on `leg` then: the inodes, the oldest first.
 
     Raises LimitUnknown where there is neither, UsageError for a DSN that is none, StateError.
     """
+    store, key, last = _open(run)
+    if last is not None and 0 <= run.now - last.at < ASK_AFTER:
+        if run.now - last.at < ASK_AFTER_RESTART or last.leg != leg or not last.seen:
+            return _tell(last, run.now)
+        there = look()
+        if not there or not set(there).isdisjoint(last.seen):
+            return _tell(last, run.now)
+    try:
+        fresh = ask(run)
+    except UsageError:
+        raise
+    except PgsockError as error:
+        return _without_answer(last, run.now, error)
+    fresh.leg, fresh.seen = leg, look()[:_MOST_KEPT]
+    # At once: whatever else keeps this run from a verdict, the next one does not ask again.
+    store.commit({key: fresh.as_json()}, run.now, ASK_AFTER)
+    return _tell(fresh, run.now)
+
+
+def review(run: "Run", report: "Report", probe: "Callable[[Run], Report]") -> "Report":
+    """`report`, or where by a limit that is kept for a minute it is not OK that which `probe` makes
+    once that is read anew. Where it is not OK by a kept one the age is said.
+    """
+    if judge(run, report)[0] == "OK":
+        return report
+    store, key, last = _open(run)
+    if last is None or not 0 < run.now - last.at < ASK_AFTER:
+        return report  # read now, or not to be read
+    note = _say_kept(last, run.now)
+    if run.now - last.at >= ASK_BEFORE_ALERT:
+        try:
+            fresh = ask(run)
+        except PgsockError as error:
+            note = _say_kept(last, run.now, error)
+            if isinstance(error, SlotsExhausted) and report.floor is None:
+                report.floor = "critical", str(error)
+        else:
+            fresh.leg, fresh.seen = last.leg, last.seen
+            store.commit({key: fresh.as_json()}, run.now, ASK_AFTER)
+            return probe(run)
+    if note not in report.notes:
+        report.notes.append(note)
+    return report
+
+
+def _open(run: "Run") -> "tuple[Store, str, Optional[ServerLimit]]":
+    """The store, the key in it, and what is kept."""
     run.deadline.doing = "reading the limit by --dsn"
     store = Store.open(run.options.state_dir, run.deadline)
     if store is None:
         raise StateError(f"--limit sql keeps what it reads, and there is {NO_DIRECTORY}")
     key = make_key("limit", run.options.dsn, libpq_environment())
     kept = [one for one in map(_parse, store.samples(key)) if one is not None]
-    last = kept[-1] if kept else None
-    if last is not None and 0 <= run.now - last.at < ASK_AFTER:
-        return _tell(last, run.now)
-    try:
-        fresh = ask(run)
-    except UsageError:
-        raise
-    except DatabaseFull as full:
-        # Those counted may be on others, and the CONNECTION LIMIT of one is not what is judged.
-        error = SourceError(f"{full}, which is the limit of that alone; name another with --dsn")
-        return _without_answer(last, run.now, error)
-    except PgsockError as error:
-        return _without_answer(last, run.now, error)
-    # At once: whatever else keeps this run from a verdict, the next one does not ask again.
-    store.commit({key: fresh.as_json()}, run.now, ASK_AFTER)
-    return _tell(fresh, run.now)
+    return store, key, kept[-1] if kept else None
 
 
 def ask(run: "Run") -> ServerLimit:
@@ -97,6 +141,11 @@ def ask(run: "Run") -> ServerLimit:
     asking = Deadline(run.deadline.remaining() * _SHARE)
     try:
         read = call_within(asking, lambda: _read(run, asking))
+    except DatabaseFull as full:
+        # Those counted may be on others, and the CONNECTION LIMIT of one is not what is judged.
+        raise SourceError(
+            f"{full}, which is the limit of that alone; name another with --dsn"
+        ) from None
     except DeadlineError:
         raise SourceError(
             f"nothing was heard of it for {asking.seconds:.1f} s, the time ran out while "
@@ -155,11 +204,7 @@ def _without_answer(last: "Optional[ServerLimit]", now: float, error: PgsockErro
     is_refused = isinstance(error, SlotsExhausted)
     if last is not None:
         found = _tell(last, now)
-        found.notes.insert(
-            0,
-            f"the limit is as it was {_say_age(last, now)}"
-            + ("" if is_refused else f", it cannot be read now: {error}"),
-        )
+        found.notes.insert(0, _say_kept(last, now, error))
     elif is_refused:
         found = GivenLimit(None, ["limit: none was ever read"])
     else:
@@ -169,6 +214,14 @@ def _without_answer(last: "Optional[ServerLimit]", now: float, error: PgsockErro
     if is_refused:
         found.refused = str(error)
     return found
+
+
+def _say_kept(last: ServerLimit, now: float, error: "Optional[PgsockError]" = None) -> str:
+    """How old the limit is, and why it is not read anew, where that is not for want of a slot."""
+    text = f"the limit is as it was {_say_age(last, now)}"
+    if error is None or isinstance(error, SlotsExhausted):
+        return text
+    return f"{text}, it cannot be read now: {error}"
 
 
 def _tell(read: ServerLimit, now: float) -> GivenLimit:

@@ -41,6 +41,11 @@ class Threshold:
         """Whether a bound is a percentage."""
         return "%" in self.text
 
+    def is_above(self, value: float, base: "Optional[int]") -> bool:
+        """Whether a value alerts for being below the start of the range."""
+        start = _of(self._start, base, up=True) if base is not None else self._start
+        return not self._invert and start != "~" and value < _number(start)
+
     def absolute(self, base: "Optional[int]") -> str:
         """The range with percentages of `base` replaced by whole numbers, as nagiosplugin reads it.
 

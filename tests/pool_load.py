@@ -77,8 +77,9 @@ def masked(text: str) -> str:
         r"may be (up|\d+) to (\d+)(, of \d+ that its load asks for)?, it", r"may be # \2, it", text
     )
     text = re.sub(r"it is (\d+): raise it;", r"it is \1;", text)
-    small = ": the server is too small for the work, or statements take too long"
-    text = text.replace(small, ": lower it")
+    for more in (": the server is too small for the work, or statements take too long",
+                 ": lower it, and clients wait briefly at times"):  # fmt: skip
+        text = text.replace(more, ": lower it")
     text = re.sub(r"pool_size_needed=\d+", "pool_size_needed=#", text)
     text = re.sub(r"full_load=[\d.]+%;(~:)?;", "full_load=#%;;", text)
     text = re.sub(r"all pools in full use .*\n", "", text)

@@ -67,6 +67,7 @@ def test_all_that_a_console_says() -> None:
         ),
         capped_by=(JOBS_CAP, SHOP_CAP),
         notes=(NOT_TOLD, RESERVED(1, 36, "reserve_pool_timeout of 5 s")),
+        held=4,
     )
 
 
@@ -302,6 +303,16 @@ def test_no_limit_at_all() -> None:
     )
 
 
+def test_a_primary_and_a_replica_by_the_names_of_their_hosts() -> None:
+    configured = ini({"shop": "host=pg1 pool_size=1", "ro": "host=pg2 dbname=shop pool_size=2"})
+    found = configured.pools_of("shop", users=["app"], hosts=("10.0.0.9", "pg1"), port=5432)
+    assert (found.size, found.notes) == (
+        1, ("ro: taken for another server, by the name of its host",)
+    )  # fmt: skip
+    found = configured.pools_of("shop", users=["app"], hosts=("10.0.0.9",), port=5432)
+    assert (found.size, len(found.notes)) == (3, 1)
+
+
 def test_entries_that_lead_to_several_servers() -> None:
     configured = ini(
         {
@@ -321,13 +332,92 @@ def test_entries_that_lead_to_several_servers() -> None:
         (("10.0.0.1",), None, 1 + 4 + 8, 1),
         (("10.0.0.1",), 5432, 1 + 8, 1),
         (("10.0.0.2", "db"), 5432, 2 + 8, 0),
-        (("10.0.0.3",), 5432, 31, 1),
+        (("10.0.0.3",), 5432, 31 - 4, 1),
+        (("10.0.0.3",), 5434, 31, 2),
         ((), 5433, 4, 0),
+        # By the name of its host, as the DSN has it, what is named otherwise is another server.
+        (("10.0.0.9", "db"), 5432, 8, 0),
+        (("10.0.0.9", "db", "10.0.0.1"), 5432, 1 + 8, 0),
     ):
         found = configured.pools_of("shop", users=["app"], hosts=hosts, port=port)
         assert (found.size, len(found.notes)) == (size, notes), (hosts, port)
     found = configured.pools_of("shop", users=["app"], hosts=["10.0.0.1"], port=5432)
     assert found.notes == ("named may lead to this server: counted, too",)
+
+
+def test_the_port_tells_servers_apart_before_the_address() -> None:
+    entries = {
+        "shop": "host=localhost port=27180",
+        "shop_ro": "host=localhost port=27140 dbname=shop",
+    }
+    found = ini(entries).pools_of("shop", users=["app"], hosts=["127.0.0.1"], port=27180)
+    assert ([one.name for one in found.pools], found.notes) == (["shop/app"], ())
+
+
+def test_a_server_at_a_port_that_no_entry_leads_to_may_be_another() -> None:
+    entries = {"shop": "host=localhost port=27180"}
+    found = ini(entries).pools_of("shop", users=["app"], hosts=["127.0.0.1"], port=27160)
+    elsewhere = (
+        "shop: port 27180, and this server's is 27160: another server, unless a proxy or a tunnel "
+        "is between"
+    )
+    assert (found.size, found.notes) == (20, (elsewhere,))
+
+
+def used(name: str, **columns: int) -> dict[str, Any]:
+    """A row of SHOW POOLS for a user of shop."""
+    return {
+        "database": "shop", "user": name, "cl_active": 0, "cl_waiting": 0, "sv_active": 0,
+        "sv_idle": 0, "sv_used": 0, "sv_tested": 0, "sv_login": 0, "maxwait": 0, **columns,
+    }  # fmt: skip
+
+
+def console_of(*rows: dict[str, Any], asker: str = "") -> Configured:
+    """What a console says of one entry, shop, of 15 connections, with these pools."""
+    entry = {"name": "shop", "host": "db", "port": 5432, "database": "shop", "pool_size": 15}
+    config = [{"key": "default_pool_size", "value": "15"}]
+    return from_console([entry], config, rows, [], asker=asker)
+
+
+@pytest.mark.parametrize("column", ["cl_active", "cl_waiting_cancel_req", "sv_idle", "sv_used"])
+def test_a_pool_counts_while_it_has_a_connection(column: str) -> None:
+    app, dba = used("app", cl_active=1), used("dba")
+    found = console_of(app, dba).pools_of("shop")
+    assert (found.size, found.left_out, found.in_use) == (15, ("shop/dba",), True)
+    found = console_of(app, {**dba, column: 1}).pools_of("shop")
+    assert (found.size, found.left_out) == (30, ())
+
+
+def test_where_no_pool_is_in_use_all_count() -> None:
+    found = console_of(used("app"), used("dba")).pools_of("shop")
+    assert (found.size, found.left_out, found.in_use) == (30, (), False)
+
+
+def test_a_console_that_does_not_tell_connections_is_no_pool_out_of_use() -> None:
+    bare = [{"database": "shop", "user": one} for one in ("app", "dba")]
+    found = console_of(*bare).pools_of("shop")
+    assert (found.size, found.held, found.in_use) == (30, None, True)
+
+
+def test_the_pool_of_the_check_itself_does_not_count() -> None:
+    app, dba = used("app"), used("dba", sv_idle=1)
+    check, stats = used("check", cl_active=2, sv_idle=1), used("stats", sv_idle=1)
+    own = {"check"}
+    found = console_of(app, dba, check, stats, asker="stats").pools_of("shop", own={*own, "stats"})
+    assert (found.size, found.left_out) == (15, ("shop/app", "shop/check", "shop/stats"))
+    found = console_of(app, check).pools_of("shop", own=own)
+    assert (found.size, found.left_out, found.in_use) == (15, ("shop/check",), False)
+    found = console_of(check).pools_of("shop", own=own)
+    assert ([one.name for one in found.pools], found.in_use) == (["shop/check"], False)
+    # With more clients than checks are it is an application's, too.
+    found = console_of(dba, {**check, "cl_active": 3}).pools_of("shop", own=own)
+    assert (found.size, found.left_out) == (30, ())
+
+
+def test_clients_that_hold_a_connection_or_wait_for_one() -> None:
+    app = used("app", cl_active=9, cl_waiting=3, sv_active=8)  # one has not asked for anything yet
+    found = console_of(app, used("dba", sv_active=1), used("gone")).pools_of("shop")
+    assert (found.size, found.held) == (30, 8 + 3 + 1)
 
 
 @pytest.mark.parametrize(

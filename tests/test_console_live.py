@@ -7,6 +7,7 @@ import pytest
 from check_pgsock.deadline import Deadline
 from check_pgsock.errors import SourceError, UsageError
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
+from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.postgres.client import connect, connect_console
 
 
@@ -48,3 +49,24 @@ def test_what_is_no_console(pgbouncer: PgBouncerServer) -> None:
     with pytest.raises(SourceError, match="this is PgBouncer's console, not a database"):
         opened.begin()
     opened.close()
+
+
+def test_a_user_whom_only_auth_query_finds(
+    pg: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PgBouncer asks it of the console in vain: at once or until the time is over."""
+    pg.execute("CREATE ROLE asked LOGIN PASSWORD 'secret'")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    settings = {"stats_users": "asked", "auth_user": "postgres"}
+    try:
+        with PgBouncerServer(pg, auth_type="scram-sha-256", settings=settings) as pooler:
+            connect(pooler.dsn("postgres", "asked"), "check", Deadline(5)).close()
+            with pytest.raises(SourceError) as error:
+                connect_console(pooler.dsn("pgbouncer", "asked"), "check", Deadline(3), "--console")
+    finally:
+        pg.execute("DROP ROLE asked")
+    assert str(error.value).endswith(
+        "; see to host and port in --console, and to its user, who has to be in PgBouncer's "
+        "auth_file: auth_query finds nobody for the console, unless auth_dbname names a database "
+        "(PgBouncer 1.19 and later)"
+    )

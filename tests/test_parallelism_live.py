@@ -335,6 +335,20 @@ def test_looks_and_counters_against_the_truth(
         proof(f"{name}, 18's counters", measured)
 
 
+def test_the_check_tells_how_many_workers_were_launched(
+    parallel_pg: PostgresServer, app: str
+) -> None:
+    parallel_pg.execute(PARALLEL, app)
+    options = ["-d", parallel_pg.dsn(app), "--cores", "4", "-v"]
+    told = f"\nstatements on database {app} got the {WORKERS} parallel workers that they wanted "
+    if parallel_pg.version < 18:
+        assert told not in support.run("pool_size", *options).out
+    else:
+        support.wait_until(
+            lambda: told in support.run("pool_size", *options).out, "the counters are flushed"
+        )
+
+
 def test_the_check_adds_up_the_looks_of_its_runs(
     parallel_pg: PostgresServer, app: str, tmp_path: Path
 ) -> None:

@@ -124,8 +124,8 @@ def test_a_retry_keeps_the_verdict_of_the_first_run(pg: PostgresServer, state: s
         time.sleep(3)
         nobody = f"no other session is on database {name} now\n"
         recent = (
-            "no run on these statistics is # s ago (--since): judged over the # s since the "
-            "statistics were reset\n"
+            "no run on these statistics is # s ago: judged over the # s since the statistics were "
+            "reset\n"
         )
         for notes in (FIRST_RUN, recent, recent):
             done = run(*options, user=None)
@@ -164,7 +164,18 @@ def test_statistics_of_unknown_age_have_a_ratio_and_no_rate(
             session.query("commit")
     support.wait_until(lambda: sum(counters(pg, "app")[:2]) > 60, "the statistics of the load")
     pg.restart("fast")
-    done = support.run("pool_size", *options)
+    # The history of the server since it was made is no verdict on the pool that was OK just before.
+    early = f"{PREFIX} OK - too early to judge the pool of database app of 7 connections: "
+    anew = "the server started anew, or another took its place, since the last run, and "
+    recent = "no run on its statistics is 60 s ago | pool_size=7;;;0\n"
+    for since in ("last", "3600"):
+        done = support.run("pool_size", *options, "--since", since, "--state-key", since)
+        assert done.code == 1  # a first run
+        done = support.run("pool_size", *options, "--since", since)
+        assert done == (0, early + ("" if since == "3600" else anew) + recent, "")
+    done = support.run("pool_size", *options, "--since", "reset")
+    assert done.code == 1
+    done = support.run("pool_size", *options, "--state-key", "other")
     ratio = measured(done.out)["busy_ratio"]
     assert 0.4 < ratio <= 0.6
     allowed = math.ceil(3.25 / ratio) - 1
@@ -175,8 +186,7 @@ def test_statistics_of_unknown_age_have_a_ratio_and_no_rate(
         f"0:{allowed}) | pool_size=7;{allowed};;0 pool_size_limit={allowed};;;0 "
         f"busy_ratio={ratio:g};;;0;1 parallelism=1.0;;;1 "
         f"full_load={round(7 * ratio / 3.25 * 100, 3):g}%;;;0\n"
-        "the server started anew, or another took its place, since the last run: "
-        f"{unknown_age}no other session is on database app now\n",
+        f"first run: {unknown_age}no other session is on database app now\n",
         "",
     )
     # What was done there at some time is no pool in use beside one that is asked for.
@@ -194,8 +204,8 @@ def test_statistics_of_unknown_age_have_a_ratio_and_no_rate(
 
 
 HIDDEN = (
-    "{} sessions of other roles hide what they do: their statements and transactions count when "
-    "they end, and parallel workers among them as connections; grant pg_read_all_stats to the role "
+    "what is done in {} sessions of other roles cannot be seen: statements and transactions there "
+    "count when they end, and parallel workers as connections; grant pg_read_all_stats to the role "
     "of the check\n"
 )
 
@@ -260,28 +270,30 @@ def test_restart_crash_and_new_database_between_runs(make_pg: MakePg, state: str
     pg = make_pg(settings={"max_connections": 10})
     options = ["--cores", "2", "--pool-size", "1", "--state-dir", state, "--min-busy", "0"]
 
-    def note() -> str:
-        done = support.run("pool_size", "-d", pg.dsn("app"), *options)
-        assert (done.code, done.err) == (0, "")
-        return masked(done.out).splitlines()[1]
+    def early(why: str) -> None:
+        assert support.run("pool_size", "-d", pg.dsn("app"), *options) == (
+            0, f"{PREFIX} OK - too early to judge the pool of database app of 1 connection: {why}"
+            "no run on its statistics is 60 s ago | pool_size=1;;;0\n", "",
+        )  # fmt: skip
 
     pg.execute("CREATE DATABASE app")
-    begun = "judged over all that the statistics hold, whose beginning is not known"
-    assert note() == f"first run: {begun}"
+    done = support.run("pool_size", "-d", pg.dsn("app"), *options)
+    assert (done.code, done.out.splitlines()[1:]) == (
+        0, ["first run: judged over all that the statistics hold, whose beginning is not known"]
+    )  # fmt: skip
     pg.restart("fast")
-    anew = "the server started anew, or another took its place, since the last run"
-    assert note() == f"{anew}: {begun}"
+    early("the server started anew, or another took its place, since the last run, and ")
+    early("")
     load(pg, "app", 0.3, 0)
     run("-d", pg.dsn("app"), *options, user=None)
     with pg.connect("app") as session:
         # A backend killed so makes the postmaster start over, with empty statistics.
         os.kill(session.backend_pid, 9)
     support.wait_until(lambda: _takes_connections(pg), "the server is back")
-    crash = "the statistics were lost in a crash since the last run"
-    assert note() == f"{crash}: {begun}"
+    early("the statistics were lost in a crash since the last run, and ")
     pg.execute("DROP DATABASE app")
     pg.execute("CREATE DATABASE app")
-    assert note() == f"the database was made anew since the last run: {begun}"
+    early("the database was made anew since the last run, and ")
 
 
 def test_fail_over_to_a_standby_between_runs(
@@ -295,18 +307,19 @@ def test_fail_over_to_a_standby_between_runs(
     standby.start()
     services = tmp_path / "services"
     options = ["-d", "service=app", "--cores", "2", "--state-dir", str(tmp_path)]
-    for server, why in (
-        (primary, "first run"),
-        (standby, "another server answers than at the last run (a fail-over?)"),
-        (primary, "no run on these statistics is # s ago (--since)"),
-    ):
+    recent = "no run on its statistics is # s ago | pool_size=1;;;0"
+    for server, said in (
+        (primary, "first run: judged over all that the statistics hold, whose beginning is not "
+         "known"),
+        (standby, f"another server answers than at the last run (a fail-over?), and {recent}"),
+        (primary, recent),
+    ):  # fmt: skip
         services.write_text(f"[app]\nhost=127.0.0.1\nport={server.port}\n")
         named = {"PGSERVICEFILE": str(services), "PGDATABASE": "postgres", "PGUSER": "postgres"}
         done = run(*options, "--pool-size", "1", "--since", "60", user=None, **named)
         assert done.code == 0
-        assert done.out.splitlines()[1:] == [
-            f"{why}: judged over all that the statistics hold, whose beginning is not known"
-        ]
+        early = f"{PREFIX} OK - too early to judge the pool of database postgres of 1 connection: "
+        assert done.out.splitlines()[-1].replace(early, "") == said
     # And back: its own last sample serves.
     done = run(*options, "--pool-size", "1", "--since", "0.1", user=None, **named)
     assert len(done.out.splitlines()) == 1
@@ -338,6 +351,46 @@ def test_the_observed_pool(pg: PostgresServer, sessions: OpenSessions) -> None:
         assert done == (1, judged("WARNING", name, 3, 2, notes=NO_STATE + SEEN, who=who), "")
 
 
+def test_sessions_of_checks_are_no_pool(pg: PostgresServer, sessions: OpenSessions) -> None:
+    """Of its own role, that is: whoever else calls a session so may hide nothing."""
+    with database(pg) as name:
+        load(pg, name, 0.6, 0.6)
+        pg.execute("CREATE ROLE plain LOGIN")
+        try:
+            opened = sessions(pg, 5, database=name)
+            opened += sessions(pg, 1, database=name, user="plain")
+            for session in opened[3:]:
+                session.query("SET application_name = 'check_pgsock_sessions'")
+            done = run("-d", pg.dsn(name), "--cores", "1.25")
+            assert measured(done.out.replace("#", "0"))["pool_size"] == 4
+            assert done.out.endswith(
+                "\n3 sessions of role postgres: 3 idle\n"
+                "1 session of role plain application check_pgsock_sessions: 1 idle\n"
+            )
+        finally:
+            pg.terminate(int(pid) for (pid,) in _backends(pg, "plain"))
+            support.wait_until(lambda: not _backends(pg, "plain"), "sessions of plain are gone")
+            pg.execute("DROP ROLE plain")
+
+
+def test_lock_waits_are_named(pg: PostgresServer, sessions: OpenSessions) -> None:
+    with database(pg) as name:
+        pg.execute("CREATE TABLE one AS SELECT 1 AS one", name)
+        opened = sessions(pg, 6, database=name)
+        opened[0].query("BEGIN; UPDATE one SET one = 2")
+        for session in opened[1:5]:
+            session.simple_query("UPDATE one SET one = one + 1")
+        opened[5].simple_query("SELECT pg_sleep(20)")
+        time.sleep(1.5)
+        note = "4 of 5 active sessions wait for locks: that is what to mend first"
+        done = run("-d", pg.dsn(name), "--cores", "2")
+        assert done.code == 1
+        assert note in done.out.splitlines()
+        done = support.run("pool_size", "-d", pg.dsn(name), "--cores", "2")
+        assert "too short a time" in done.out
+        assert note in done.out.splitlines()
+
+
 def test_a_role_that_may_only_log_in(pg: PostgresServer, sessions: OpenSessions) -> None:
     with database(pg) as name:
         load(pg, name, 0.6, 0.6)
@@ -354,7 +407,7 @@ def test_a_role_that_may_only_log_in(pg: PostgresServer, sessions: OpenSessions)
             done = run(*options)
             assert done == (1, judged("WARNING", name, 3, 2, notes=notes, who=who), "")
             pg.execute("GRANT pg_read_all_stats TO plain")
-            assert "hide what they do" not in run(*options).out
+            assert "cannot be seen" not in run(*options).out
         finally:
             pg.terminate(int(pid) for (pid,) in _backends(pg, "plain"))
             support.wait_until(lambda: not _backends(pg, "plain"), "sessions of plain are gone")

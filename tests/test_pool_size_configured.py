@@ -4,14 +4,18 @@ of several poolers, of session pooling, and all pools together.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
+from check_pgsock.pgsock.lab.wire import Session
 from tests import support
 from tests.conftest import MakePg, OpenSessions
 from tests.pool_load import (
@@ -134,6 +138,116 @@ def test_session_pooling_holds_all_sessions(pg: PostgresServer, sessions: OpenSe
             assert measured(done.out)["pool_size_needed"] == 4
         by_transaction = support.run("pool_size", *where, *console, "--pool-mode", "transaction")
         assert "whole sessions" not in by_transaction.out
+
+
+def test_a_pool_of_the_check_or_of_nobody_does_not_count(pg: PostgresServer) -> None:
+    support.require("pgbouncer")
+    with (
+        roles(pg, "shop_app", "shop_dba"),
+        database(pg) as name,
+        PgBouncerServer(
+            pg,
+            pool_mode="transaction",
+            default_pool_size=5,
+            databases={name: f"host={pg.host} port={pg.port}"},
+            users=("shop_app", "shop_dba"),
+        ) as pooler,
+        Session.connect(pooler.host, pooler.port, "shop_app", name) as client,
+    ):
+        load(pg, name, 0.8, 0.8)
+        client.query("SELECT 1")
+        given = (*CORES, "--console", pooler.dsn("pgbouncer", "stats"), "-v")
+        # Through the pooler: that makes a pool, of postgres.
+        assert (
+            f"pool {name}/shop_app may be "
+            in support.run("pool_size", "-d", pooler.dsn(name), *given).out
+        )
+        own = support.run("pool_size", "-d", pg.dsn(name), *given).out
+        assert (f"pool {name}/shop_app may be " in own, measured(own)["pool_size"]) == (True, 5)
+        left = "\nnot counted, for nobody uses them now, or the check alone: "
+        assert f"{left}{name}/postgres\n" in own
+        with Session.connect(pooler.host, pooler.port, "shop_dba", name) as stray:
+            stray.query("SELECT 1")
+            both = support.run("pool_size", "-d", pg.dsn(name), *given).out
+        assert measured(both)["pool_size"] == 10
+        pools = f"{name}/shop_app 5, {name}/shop_dba 5"
+        assert f"\n10 connections are those of 2 pools by the console: {pools}\n" in both
+        pooler.console(f"RECONNECT {name}")
+        support.wait_until(
+            lambda: all(row["sv_idle"] == "0" for row in pooler.console("SHOW POOLS")),
+            "idle server connections are closed",
+        )
+        alone = support.run("pool_size", "-d", pg.dsn(name), *given).out
+        assert measured(alone)["pool_size"] == 5
+        assert f"{left}{name}/postgres, {name}/shop_dba\n" in alone
+
+
+@contextlib.contextmanager
+def roles(pg: PostgresServer, *names: str) -> Iterator[None]:
+    """Roles that may log in."""
+    for name in names:
+        pg.execute(f"CREATE ROLE {name} LOGIN")
+    try:
+        yield
+    finally:
+        for name in names:
+            pg.execute(f"DROP ROLE {name}")
+
+
+def test_clients_that_wait_for_a_session_are_needed(pg: PostgresServer) -> None:
+    """The server has no more sessions than the pool has connections, however many wait."""
+    support.require("pgbouncer")
+    with (
+        database(pg) as name,
+        PgBouncerServer(
+            pg,
+            pool_mode="session",
+            default_pool_size=2,
+            databases={name: f"host={pg.host} port={pg.port}"},
+        ) as pooler,
+        contextlib.ExitStack() as stack,
+    ):
+        load(pg, name, 0.8, 0.8)
+        for _ in range(3):
+            connected = socket.create_connection((pooler.host, pooler.port), 5)
+            client = Session(stack.enter_context(connected))
+            client.send_startup({"user": "postgres", "database": name})
+            client.simple_query("SELECT 1")
+        support.wait_until(
+            lambda: any(row["cl_waiting"] == "1" for row in pooler.console("SHOW POOLS")),
+            "a client waits",
+        )
+        console = ("--console", pooler.dsn("pgbouncer", "stats"))
+        done = support.run("pool_size", "-d", pg.dsn(name), *CORES, *console)
+        assert ", it is 2: raise default_pool_size; busy ratio of whole sessions " in done.out
+        assert (done.code, measured(done.out)["pool_size_needed"]) == (0, 3)
+
+
+def test_a_pooler_that_leads_to_another_port(pg: PostgresServer) -> None:
+    support.require("pgbouncer")
+    with (
+        database(pg) as name,
+        PgBouncerServer(
+            pg,
+            databases={
+                name: f"host=localhost port={pg.port}",
+                "other": f"host=localhost port=1 dbname={name}",
+            },
+        ) as pooler,
+    ):
+        load(pg, name, 0.8, 0.8)
+        by_socket = f"host={pg.socket_directory} port={pg.port} dbname={name} user=postgres"
+        where = ("-d", by_socket, *CORES, "--ini", str(pooler.ini), "--pool-mode", "transaction")
+        done = support.run("pool_size", *where)
+        assert measured(done.out)["pool_size"] == 20
+        assert "not known: all are counted" not in done.out
+        pooler.databases = {name: "host=localhost port=1"}
+        pooler.reload()
+        done = support.run("pool_size", *where)
+        assert (
+            f"\n{name}: port 1, and this server's is {pg.port}: another server, unless a proxy or "
+            "a tunnel is between\n"
+        ) in done.out
 
 
 def test_two_databases_each_fine_and_together_too_large(

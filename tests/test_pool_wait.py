@@ -295,6 +295,10 @@ def test_all_clients_that_are_allowed(server: PostgresServer) -> None:
 
 def test_clients_that_are_too_many_and_not_all(server: PostgresServer) -> None:
     with PgBouncerServer(server, default_pool_size=1) as pooler, clients(pooler, 3, 30):
+        done = console(pooler, "--clients-warning", "4:", "-w", "60", "-c", "60")
+        assert done.code == 1
+        assert done.out.splitlines()[2] == "pool postgres/postgres: 3 connected"
+        assert "raise max_client_conn" not in done.out
         done = console(pooler, "--clients-warning", "2", "-w", "60", "-c", "60")
         assert (done.code, masked(done.out).splitlines()[0].partition(" | ")[0]) == (
             1,
@@ -382,7 +386,7 @@ def test_a_server_that_is_down(server: PostgresServer) -> None:
         "20 server connections in use; 1 of 100 client connections (maxwait outside range 0:1) | "
         f"{perfdata('#', 1, 1)}1 client waiting to log in: PgBouncer tells no maxwait of those, "
         f"since when they do is known to the second\n{NO_STATE}pool shop/postgres: 1 client "
-        "waits, the first for at least # s; no server connection; the server refuses them, "
+        "waits, the first for at least # s; no server connection; the server refuses PgBouncer, "
         "cannot be reached or is slow to let in (PgBouncer's log says it; it tries again every "
         "# s, server_login_retry), or all databases are paused\n",
     )

@@ -160,6 +160,29 @@ def test_the_window() -> None:
     assert history.run(601, counters(310), over=300) == pytest.approx(304 / 301, abs=0.02)
 
 
+def test_the_window_where_runs_were_missing() -> None:
+    """18 clients have waited for 3 min, and before that there was no run for 21 min."""
+    history = History()
+    history.run(0, counters(0))
+    history.run(1260, counters(0))
+    assert history.run(1440, counters(18 * 180)) == 18
+    assert history.found is not None
+    assert history.found.seconds == 180
+    # What is too young says little.
+    history = History()
+    history.run(0, counters(0))
+    history.run(1300, counters(0))
+    assert history.run(1440, counters(1440)) == 1
+
+
+def test_a_retry_keeps_what_the_run_before_has_seen() -> None:
+    """The runs are further apart than --over."""
+    history = History()
+    history.run(0, counters(0))
+    assert history.run(1200, counters(4800)) == 4
+    assert history.run(1380, counters(4800)) == pytest.approx(4800 / 1380)
+
+
 @pytest.mark.parametrize(
     "data",
     [None, 7, [], {"a": [[1], 0.0, 0]}, [1, 0], [1, 0, 7], ["1", 0, {}], [1, 0, {"a": 7}],
@@ -237,13 +260,15 @@ def test_who_has_too_many_clients() -> None:
         "raise max_client_conn (and the limit of open files with it), or let these applications "
         "keep fewer connections"
     )
-    assert client_lines([idle, *pools], 4) == [
+    assert client_lines([idle, *pools], False, 4) == [
         "pool shop/user5: 6 connected",
         "pool shop/user4: 5 connected",
         "3 more pools: 9 connected",
         advice,
     ]
-    assert client_lines([idle], 4) == [advice]
+    assert client_lines([idle], False, 4) == [advice]
+    # Too few of them take no advice on too many.
+    assert client_lines([idle, pools[0]], True, 4) == ["pool shop/user1: 2 connected"]
 
 
 def test_what_server_connections_do() -> None:
@@ -261,8 +286,8 @@ def test_what_server_connections_do() -> None:
         (pool(sv_active=20), NOBODY, "shorter transactions, or a larger pool_size"),
         (pool(sv_active=20, mode="session"), NOBODY, "sessions hold them until their clients"),
         (pool(sv_active=20), NOBODY._replace(state="paused"), "PgBouncer is paused: RESUME"),
-        (pool(), NOBODY, "the server refuses them, cannot be reached or is slow to let in"),
-        (pool(sv_login=1), NOBODY, "the server refuses them, cannot be reached or is slow"),
+        (pool(), NOBODY, "the server refuses PgBouncer, cannot be reached or is slow to let in"),
+        (pool(sv_login=1), NOBODY, "the server refuses PgBouncer, cannot be reached or is slow"),
         (pool(sv_active=7), NOBODY, "PgBouncer opens further ones, one after the other"),
         (
             pool(sv_active=7),

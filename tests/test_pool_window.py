@@ -10,7 +10,13 @@ import pytest
 from check_pgsock.pooling import windows
 from check_pgsock.pooling.origins import EARLIER_RUN, FIRST_RUN, NO_STATE
 from check_pgsock.pooling.samples import History, Progress, Sample, parse_sample
-from check_pgsock.pooling.windows import ASKED, RECENT_RUNS, Window, highest_load
+from check_pgsock.pooling.windows import (
+    ASKED,
+    OLDEST_RUN,
+    RECENT_RUNS,
+    Window,
+    between_runs,
+)
 from check_pgsock.postgres.parallelism import Looks
 from check_pgsock.postgres.statistics import (
     CLOCK_STEP,
@@ -26,11 +32,11 @@ from tests.pool_samples import EPOCH, sample
 def choose_window(
     current: Sample,
     earlier: list[Sample] | None,
-    shortest: float | None = 60,
+    since: float | None = 60,
     enough: float = 0,
 ) -> Window:
     return windows.choose_window(
-        History(current, earlier), shortest, lambda one: one.active + one.idle >= enough
+        History(current, earlier), since, 60, lambda one: one.active + one.idle >= enough
     )
 
 
@@ -105,28 +111,66 @@ def test_recent_runs_change_nothing_of_the_first(
     ("change", "window"),
     [
         ({"stats_reset": EPOCH + 250}, (RESET, 50, 2, 3)),
-        ({"stats_reset": None}, (CRASH, None, 2, 3)),
-        # A counter went down, and no reset is known that did it.
-        ({"active": 0.5, "session": 99}, (RESET, None, 0.5, 3)),
-        ({"sessions": 0}, (RESET, None, 2, 3)),
-        ({"postmaster_start": EPOCH + 290, "stats_reset": EPOCH - 700}, (RESTART, 1000, 2, 3)),
-        ({"postmaster_start": EPOCH + 290, "stats_reset": None}, (RESTART, None, 2, 3)),
-        ({"address": "192.0.2.2"}, (OTHER_SERVER, 300, 2, 3)),
-        ({"port": 5433, "stats_reset": None}, (OTHER_SERVER, None, 2, 3)),
+        # After a crash PostgreSQL 14 counts from then on, and says so.
+        ({"postmaster_start": EPOCH + 240, "stats_reset": EPOCH + 250}, (RESTART, 50, 2, 3)),
         ({"oid": 6, "stats_reset": EPOCH + 290}, (OTHER_DATABASE, 10, 2, 3)),
-        ({"oid": 6, "stats_reset": None}, (OTHER_DATABASE, None, 2, 3)),
     ],
 )
-def test_other_statistics_are_a_new_window(
+def test_statistics_that_began_after_the_last_run_are_a_window(
     change: dict[str, Any], window: tuple[str, float | None, float, float]
 ) -> None:
-    now = sample(300, **{"active": 2, "idle": 3, "session": 5, **change})
-    assert parts(choose_window(now, [sample(200, 1, 1)])) == window
+    now = sample(300, 2, 3, **change)
+    chosen = choose_window(now, [sample(200, 1, 1)])
+    assert (parts(chosen), chosen.is_early) == (window, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "origin"),
+    [
+        ({"stats_reset": None}, CRASH),
+        # A counter went down, and no reset is known that did it.
+        ({"active": 0.5, "session": 99}, RESET),
+        ({"sessions": 0}, RESET),
+        ({"postmaster_start": EPOCH + 290, "stats_reset": EPOCH - 700}, RESTART),
+        ({"postmaster_start": EPOCH + 290, "stats_reset": None}, RESTART),
+        ({"address": "192.0.2.2"}, OTHER_SERVER),
+        ({"port": 5433, "stats_reset": None}, OTHER_SERVER),
+        ({"oid": 6, "stats_reset": None}, OTHER_DATABASE),
+        ({"stats_reset": EPOCH + 900}, RESET),  # nor is that a time that can be
+    ],
+)
+@pytest.mark.parametrize("since", [60, 3600])
+def test_after_a_restart_older_statistics_are_no_window(
+    change: dict[str, Any], origin: str, since: float
+) -> None:
+    values = {"active": 2, "idle": 3, "session": 5, **change}
+    earlier = [sample(200, 1, 1)]
+
+    def choose(at: float) -> tuple[str, bool, float | None]:
+        chosen = choose_window(sample(at, **values), earlier, since)
+        return chosen.origin, chosen.is_early, chosen.seconds
+
+    assert choose(300) == (origin, True, None)
+    # Until a run is a minute ago, however many there are.
+    earlier.append(sample(300, **values))
+    assert choose(330) == (RECENT_RUNS, True, None)
+    assert choose(360) == (EARLIER_RUN if since == 60 else OLDEST_RUN, False, 60)
+
+
+def test_while_no_run_is_so_long_ago_the_window_begins_with_the_first() -> None:
+    """Not with the beginning of the statistics, which may be that of the server."""
+    earlier = [sample(at, at / 2) for at in (0, 30, 90, 2000)]
+    window = choose_window(sample(3599, 1800), earlier, 3600)
+    assert parts(window) == (OLDEST_RUN, 3599, 1800, 0)
+    window = choose_window(sample(3600, 1800), earlier, 3600)
+    assert parts(window) == (EARLIER_RUN, 3600, 1800, 0)
+    # However little happened since.
+    assert choose_window(sample(60), [sample(0)], 3600, enough=1).origin == OLDEST_RUN
 
 
 def test_a_backward_step_of_the_clock_is_a_new_window_without_a_length() -> None:
     window = choose_window(sample(150, 9), [sample(200, 1)])
-    assert parts(window) == (CLOCK_STEP, None, 9, 0)
+    assert (parts(window), window.is_early) == ((CLOCK_STEP, None, 9, 0), True)
     # Nor does a sample from before the step serve.
     assert choose_window(sample(150, 9), [sample(80, 0), sample(200, 1)]).origin == CLOCK_STEP
 
@@ -146,7 +190,7 @@ def test_a_reset_between_runs_is_never_subtracted_across() -> None:
     reset = {"stats_reset": EPOCH + 90}
     earlier = [sample(0, 50), sample(100, 1, **reset)]
     window = choose_window(sample(130, 2, **reset), earlier)
-    assert parts(window) == (RECENT_RUNS, 40, 2, 0)
+    assert (parts(window), window.is_early) == ((RECENT_RUNS, 40, 2, 0), False)
     window = choose_window(sample(160, 2, **reset), earlier)
     assert parts(window) == (EARLIER_RUN, 60, 1, 0)
 
@@ -205,16 +249,21 @@ def test_since_the_reset_is_all_there_is() -> None:
     assert parts(window) == (ASKED, 500, 20, 30)
 
 
-def test_the_highest_load_is_that_between_two_runs() -> None:
+def test_the_windows_from_one_run_to_a_next() -> None:
     samples = [sample(0), sample(60, 30), sample(70, 130), sample(120, 150), sample(180, 160)]
-    history = History(samples[-1], samples[:-1])
-    assert [one.taken - EPOCH for one in history.same] == [120, 70, 60, 0]
-    # 10 in 60 s, 20 in 50 s, then back to a run so long before: 130 in 70 s.
-    assert highest_load(history) == pytest.approx(130 / 70)
-    assert highest_load(History(samples[-1], [])) is None
+
+    def found(current: Sample, earlier: list[Sample]) -> list[tuple[float, float | None, float]]:
+        windows = between_runs(History(current, earlier))
+        return [(ago, window.seconds, window.active) for ago, window in windows]
+
+    # 50 s, then back to a run so long before.
+    assert found(samples[-1], samples[:-1]) == [(0, 60, 10), (60, 50, 20), (110, 70, 130)]
+    assert found(samples[-1], []) == []
     # Retries are too near each other to tell a load, and yesterday is over.
-    assert highest_load(History(sample(200), [sample(180), sample(190)])) is None
-    assert highest_load(History(sample(200000, 9e9), [sample(100)])) is None
+    assert found(sample(200), [sample(180), sample(190)]) == []
+    assert found(sample(200000, 9e9), [sample(100)]) == []
+    # More than the sessions there can have done.
+    assert found(sample(60, 999), [sample(0)]) == []
 
 
 def test_a_history_is_what_the_counters_went_on_from() -> None:

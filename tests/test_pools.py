@@ -19,8 +19,8 @@ from check_pgsock.pooling.pools import (
 from check_pgsock.pooling.samples import Backends, History, Progress, Sample, sum_progress
 from check_pgsock.pooling.windows import Window
 from check_pgsock.postgres import statistics
-from check_pgsock.postgres.parallelism import Looks
-from tests.pool_samples import sample
+from check_pgsock.postgres.parallelism import Launched, Looks
+from tests.pool_samples import EPOCH, sample
 
 NINE = Size(9, "--pool-size")
 
@@ -99,9 +99,9 @@ def test_what_cannot_be_seen_is_no_zero() -> None:
         "below 0.1; what 3 sessions may be in cannot be seen"
     )
     assert wording.describe_unseen(pool) == (
-        "3 sessions of other roles hide what they do: their statements and transactions count when "
-        "they end, and parallel workers among them as connections; grant pg_read_all_stats to the "
-        "role of the check"
+        "what is done in 3 sessions of other roles cannot be seen: statements and transactions "
+        "there count when they end, and parallel workers as connections; grant pg_read_all_stats "
+        "to the role of the check"
     )
     assert wording.describe_unseen(of(1, 1)) is None
 
@@ -118,7 +118,7 @@ def test_the_checks_own_session_is_no_activity() -> None:
 
 def backend(count: int, **other: Any) -> Backends:
     values = {"oid": 5, "role": "app", "application": "", "state": "idle", "hidden": False,
-              "active": 0.0, "idle": 0.0, "unsplit": 0.0, "oldest": None}  # fmt: skip
+              "active": 0.0, "idle": 0.0, "unsplit": 0.0, "oldest": None, "waiting": 0}  # fmt: skip
     return Backends(**{**values, **other}, count=count)
 
 
@@ -159,13 +159,13 @@ def test_the_larger_of_configured_and_seen_is_judged() -> None:
         (said,) = wording.describe_size(pool, terms)
         return pool.size, said
 
-    seen = "the pool's size is 30 client backends at most seen within an hour"
+    seen = "the pool's size is 30 client backends at most seen within"
     assert size(None) == (
-        30, f"{seen}; --pool-size, --console or --ini names the configured one"
+        30, f"{seen} an hour; --pool-size, --console or --ini names the configured one"
     )  # fmt: skip
     assert size(9) == (
-        30, f"{seen}, more than 9 connections by the console, times 3 poolers; see to --poolers, "
-        "and to who else connects",
+        30, f"{seen} ten minutes, more than 9 connections by the console, times 3 poolers; see to "
+        "--poolers, and to who else connects",
     )  # fmt: skip
     assert size(20) == (
         60, "the pool's size is 20 connections by the console, times 3 poolers"
@@ -183,6 +183,9 @@ def test_the_larger_of_configured_and_seen_is_judged() -> None:
         (3, 0, 2, "may be up to 4, of 9 that its load asks for, it is 2: raise default_pool_size"),
         (3, 0, 60, "may be up to 4, of 9 that its load asks for, it is 60: the server is too small "
          "for the work, or statements take too long"),
+        # Little work, but of statements without a pause: some of it comes at the same time.
+        (2.7, 0, 8, "may be up to 4, of 8 that its load asks for, it is 8: lower "
+         "default_pool_size, and clients wait briefly at times"),
     ],
 )  # fmt: skip
 def test_the_sentence_that_a_dba_needs(
@@ -212,6 +215,90 @@ def test_no_more_are_needed_than_there_ever_were() -> None:
     assert assess(sample(100, 80, 420, backends=0), [], Terms(4), Size(30, "x")).needed == 12
 
 
+def test_who_has_more_sessions_than_are_configured_has_what_it_wants() -> None:
+    """Not a full pool, beside which an administrator works."""
+    for size, seen, needed in (
+        (1, 2, 12), (1, 6, 6), (4, 5, 12), (4, 6, 6), (10, 11, 12), (7, 8, 12), (7, 11, 11),
+    ):  # fmt: skip
+        given = Size(size, "--pool-size")
+        pool = assess(sample(100, 80, 420, backends=seen), [], Terms(4), given)
+        assert (size, seen, pool.needed) == (size, seen, needed)
+        is_raised = ": raise it;" in wording.describe(pool, Terms(4))
+        assert is_raised == (needed == 12)
+
+
+def test_when_the_load_was_that_asks_for_more() -> None:
+    earlier = [sample(0, backends=5), sample(60, 48, 252, backends=5), sample(7000, 400, 500)]
+    pool = assess(sample(7100, 420, 510), earlier, Terms(4), Size(4, "x"))
+    assert (pool.needed, pool.window.seconds, pool.load_ago) == (12, 100, 7040)
+    assert wording.describe_load(pool) == "the load that asks for 12 connections was 1 h 57 min ago"
+    # Of that pool more were never wanted.
+    pool = assess(sample(7100, 420, 510), earlier, Terms(4), Size(6, "x"))
+    assert (pool.needed, wording.describe_load(pool)) == (5, None)
+    # It is that of now.
+    pool = assess(sample(60, 48, 252), earlier[:1], Terms(4), Size(4, "x"))
+    assert ": raise it;" in wording.describe(pool, Terms(4))
+    assert wording.describe_load(pool) is None
+
+
+def test_much_work_is_that_of_the_window_or_of_the_day() -> None:
+    """Two cores, three clients whose statements have no pauses."""
+
+    def advice(share: float, *earlier: Sample, parallelism: float = 1) -> str:
+        end = earlier[-1].statistics.active if earlier else 0.0
+        now = sample(10000, end + share * 100, backends=3)
+        given = Terms(2, parallelism=parallelism)
+        pool = assess(now, [*earlier, sample(9900, end, backends=3)], given)
+        return wording.describe(pool, given).partition("it is 3")[2].partition("; busy")[0]
+
+    small = ": the server is too small for the work, or statements take too long"
+    briefly = ": lower it, and clients wait briefly at times"
+    assert advice(0.6) == briefly
+    assert advice(1.4) == small
+    assert advice(0.6, sample(0, backends=3), sample(100, 140, backends=3)) == small
+    assert advice(0.6, sample(0, backends=3), sample(100, 130, backends=3)) == briefly
+    assert advice(0.6, parallelism=2) == briefly
+    assert advice(0.71, parallelism=2) == small
+
+
+def test_locks_are_to_be_mended_first() -> None:
+    def found(*backends: Backends) -> tuple[str, str | None]:
+        now = sample(100, 500, backends=5)
+        pool = assess(now, [], Terms(2), None, False, backends)
+        return wording.describe(pool, Terms(2)), wording.describe_locks(pool)
+
+    updates = backend(5, state="active", waiting=4)
+    said, note = found(updates, backend(9))
+    assert said.startswith(
+        "pool of database app may be up to 2, of 5 that its load asks for, it is 5: its "
+        "statements wait for locks; busy ratio 1.000 "
+    )
+    assert note == "4 of 5 active sessions wait for locks: that is what to mend first"
+    assert found(backend(1, state="active", waiting=1))[1] == (
+        "1 of 1 active session waits for a lock: that is what to mend first"
+    )
+    pool = assess(sample(100), [], Terms(2), NINE, False, [updates])
+    assert note in wording.qualify(pool, Terms(2))
+    said, note = found(updates, backend(4, state="active"))
+    assert "the server is too small" in said
+    assert note is None
+    assert found(backend(5))[1] is None
+
+
+def test_the_workers_that_statements_wanted() -> None:
+    pool = of(10, 10)
+    assert wording.describe_workers(pool, None) == []
+    assert wording.describe_workers(pool, Launched(0, 0)) == []
+    assert wording.describe_workers(pool, Launched(8, 8)) == [
+        "statements on database app got the 8 parallel workers that they wanted since the "
+        "statistics were reset"
+    ]
+    assert wording.describe_workers(pool, Launched(8, 3)) == [
+        "statements on database app got 3 of the 8 parallel workers that they wanted since the "
+        "statistics were reset: see max_parallel_workers"
+    ]
+
+
 def test_what_is_seen_has_no_setting() -> None:
     given = Size(3, "the console", "pool_size of shop", "shop/app")
     pool = assess(sample(100, 80, 20, backends=9), [], Terms(4), given)
@@ -222,7 +309,7 @@ def test_what_is_seen_has_no_setting() -> None:
 
 def test_session_pooling_holds_the_highest_number_of_sessions() -> None:
     earlier = [sample(0, backends=40), sample(60, 30, backends=20)]
-    pool = assess(sample(120, 60, backends=30), earlier, Terms(4), Size(25, "x"), None, True)
+    pool = assess(sample(120, 60, backends=30), earlier, Terms(4), Size(25, "x"), True)
     # Half a session at work, of 25 that were there on average: a fiftieth.
     assert (pool.needed, pool.size, pool.ratio, pool.allowed) == (40, 40, 0.02, 200)
     assert wording.describe(pool, Terms(4)) == (
@@ -230,9 +317,9 @@ def test_session_pooling_holds_the_highest_number_of_sessions() -> None:
         "60 s"
     )
     # Without an earlier run, by the sessions there are now.
-    alone = assess(sample(100, 20, backends=2), [], Terms(4), NINE, None, True)
+    alone = assess(sample(100, 20, backends=2), [], Terms(4), NINE, True)
     assert (alone.ratio, alone.needed) == (0.1, 2)
-    undated = assess(sample(100, 200, stats_reset=None), [], Terms(4), NINE, None, True)
+    undated = assess(sample(100, 200, stats_reset=None), [], Terms(4), NINE, True)
     assert (undated.outcome, undated.ratio) == (pools.UNDATED, None)
     assert wording.describe(undated, Terms(4)) == (
         "pool of database app of 9 connections cannot be judged by whole sessions: since when they "
@@ -241,16 +328,15 @@ def test_session_pooling_holds_the_highest_number_of_sessions() -> None:
 
 
 def test_where_parallelism_is_from() -> None:
-    def told(looks: Looks | None, elsewhere: Looks | None = None, **more: Any) -> str:
-        now = sample(160, 30, looks=looks, **more)
+    def told(looks: Looks | None) -> str:
+        now = sample(160, 30, looks=looks)
         before = sample(100, looks=Looks(5, 10, 0))
-        return wording.describe_parallelism(assess(now, [before], Terms(4), None, elsewhere))
+        return wording.describe_parallelism(assess(now, [before], Terms(4)))
 
     assert told(Looks(20, 65, 0)) == "parallelism 3 as seen on the database"
-    every = "parallelism 2.5 as seen on all databases of the server"
-    assert told(Looks(2, 9, 0), Looks(40, 100, 0)) == every
-    assert told(Looks(20, 65, 3), Looks(40, 100, 0)) == every  # some hide what they do
-    assert told(None) == "parallelism 1 assumed: too few statements were seen"
+    assumed = "parallelism 1 assumed: too few statements were seen"
+    assert told(Looks(14, 65, 0)) == told(None) == assumed
+    assert told(Looks(20, 65, 3)) == assumed  # some hide what they do
     given = assess(sample(100, 30), [], Terms(4, parallelism=2.5))
     assert (given.allowed, wording.describe_parallelism(given)) == (
         1, "parallelism 2.5 as given"
@@ -382,12 +468,15 @@ def test_what_came_late_is_not_judged() -> None:
          "were reset"),
         (None, statistics.CRASH, "the statistics were lost in a crash since the last run: judged "
          "over all that the statistics hold, whose beginning is not known"),
-        (864000, windows.RECENT_RUNS, "no run on these statistics is 60 s ago (--since): "
-         "judged over the 10 d 00 h since the statistics were reset"),
+        (864000, windows.RECENT_RUNS, "no run on these statistics is 60 s ago: judged over the "
+         "10 d 00 h since the statistics were reset"),
+        (90, windows.OLDEST_RUN, "no run on these statistics is 1 h 00 min ago (--since): judged "
+         "over the 90 s since the first one"),
     ],
 )  # fmt: skip
 def test_the_origin_is_said(seconds: float | None, origin: str, words: str | None) -> None:
-    assert wording.describe_origin(window(seconds, origin), 60) == words
+    terms = Terms(4, since=3600)
+    assert wording.describe_origin(window(seconds, origin), terms) == words
 
 
 def test_every_origin_has_words() -> None:
@@ -396,5 +485,25 @@ def test_every_origin_has_words() -> None:
         statistics.CRASH, statistics.RESTART, statistics.OTHER_SERVER, statistics.OTHER_DATABASE,
         statistics.CLOCK_STEP,
     ):  # fmt: skip
-        assert wording.describe_origin(window(1, origin), 60)
-        assert wording.describe_origin(window(None, origin), None)
+        assert wording.describe_origin(window(1, origin), Terms(4))
+        assert wording.describe_origin(window(None, origin), Terms(4, since=None))
+
+
+def test_after_a_restart_it_is_too_early() -> None:
+    """What was done since the server was made says nothing of the pool that was OK just before."""
+    terms = Terms(4, since=3600)
+    anew = {"postmaster_start": EPOCH + 290, "stats_reset": None}
+    earlier = [sample(0), sample(240, 60, 400)]
+    pool = assess(sample(300, 9000, 100, **anew), earlier, terms, NINE)
+    assert (pool.outcome, pool.ratio, pool.work) == (pools.TOO_EARLY, None, None)
+    words = "too early to judge the pool of database app of 9 connections: "
+    assert wording.describe(pool, terms) == (
+        f"{words}the server started anew, or another took its place, since the last run, and no "
+        "run on its statistics is 60 s ago"
+    )
+    assert wording.qualify(pool, terms) == []
+    earlier.append(sample(300, 9000, 100, **anew))
+    pool = assess(sample(330, 9009, 160, **anew), earlier, terms, NINE)
+    assert wording.describe(pool, terms) == f"{words}no run on its statistics is 60 s ago"
+    pool = assess(sample(360, 9015, 200, **anew), earlier, terms, NINE)
+    assert (pool.outcome, pool.ratio) == (JUDGED, 0.13)

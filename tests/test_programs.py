@@ -15,6 +15,7 @@ from check_pgsock.servers.programs import (
     may_forward,
     may_hold,
     only_forwards,
+    pooler_of,
 )
 
 
@@ -48,6 +49,26 @@ def test_the_daemon_that_every_host_has_does_not_forward(
     command: str, title: str, expected: bool
 ) -> None:
     assert may_forward(command, title) is expected
+
+
+@pytest.mark.parametrize(
+    ("command", "pooler"),
+    [
+        ("pgbouncer-1.25", "pgbouncer"),
+        ("pgbouncer_1_25_2", "pgbouncer"),
+        ("pgbouncer1.25", "pgbouncer"),
+        ("pgbouncer-1_25_", "pgbouncer"),  # of pgbouncer-1_25_2: the kernel keeps 15 bytes
+        ("pgpool2", "pgpool"),
+        ("pgbouncer-", None),
+        ("pgbouncer_expor", None),
+        ("my-pgbouncer-1", None),
+        ("postgres15", None),
+    ],
+)
+def test_poolers_with_their_version_in_the_name(command: str, pooler: str | None) -> None:
+    assert pooler_of(command) == (pooler or command)
+    assert kind_of(command) == (POOLER if pooler else None)
+    assert may_hold(command, 26, 5432, 0) is (pooler is None)
 
 
 def test_names_fit_into_what_the_kernel_keeps() -> None:

@@ -156,8 +156,8 @@ def test_several_databases_add_up() -> None:
     assert describe_each(each, [sample(name="big", **LATER).statistics], 20) == [
         "database big: 6 abandoned, 4 fatal and 1 killed of 60 ended sessions over 3 min; sessions "
         "last 1.9 s on average and are in a transaction for 10.0 % of their time, in all that the "
-        "statistics hold: transaction pooling would pay: up to 10 times fewer server connections; "
-        "session pooling, too, saves their starts"
+        "statistics hold: transaction pooling would pay, where it is not in use already: up to 10 "
+        "times fewer server connections; session pooling, too, saves their starts"
     ]
 
 
@@ -209,14 +209,18 @@ def test_what_qualifies_the_numbers() -> None:
         (900.0, 855.0, "last 9.0 s on average and are in a transaction for 95.0 % of their time, "
          "in all that the statistics hold: session pooling suffices, and saves their starts"),
         (360000.0, 10800.0, "last 1 h 00 min on average and are in a transaction for 3.0 % of "
-         "their time, in all that the statistics hold: transaction pooling would pay: up to "
-         "33 times fewer server connections"),
+         "their time, in all that the statistics hold: transaction pooling would pay, where it is "
+         "not in use already: up to 33 times fewer server connections"),
+        (360000.0, 3240.0, "last 1 h 00 min on average and are in a transaction for 0.9 % of "
+         "their time, in all that the statistics hold: transaction pooling would pay, where it is "
+         "not in use already: over 100 times fewer server connections"),
         (5.0, 1.0, "last under 0.1 s on average and are in a transaction for 20.0 % of their time, "
-         "in all that the statistics hold: transaction pooling would pay: up to 5.0 "
-         "times fewer server connections; session pooling, too, saves their starts"),
+         "in all that the statistics hold: transaction pooling would pay, where it is not in use "
+         "already: up to 5.0 times fewer server connections; session pooling, too, saves their "
+         "starts"),
         (3000.0, 0.0, "last 30 s on average and are in a transaction for 0.0 % of their time, in "
-         "all that the statistics hold: transaction pooling would pay: hardly any server "
-         "connection"),
+         "all that the statistics hold: transaction pooling would pay, where it is not in use "
+         "already: hardly any server connection"),
     ],
 )  # fmt: skip
 def test_the_mode_of_pooling(session: float, busy: float, said: str) -> None:
@@ -246,13 +250,14 @@ def test_where_a_false_start_hides_the_whole() -> None:
     usage = find_usage([now.statistics], ends, 20)
     assert describe_usage(usage, 20) == (
         "sessions last 2.0 s on average and are in a transaction for 20.0 % of their time, since "
-        "an earlier run: transaction pooling would pay: up to 5.0 times fewer server connections; "
-        "session pooling, too, saves their starts"
+        "an earlier run: transaction pooling would pay, where it is not in use already: up to 5.0 "
+        "times fewer server connections; session pooling, too, saves their starts"
     )
     usage = find_usage([now.statistics], ends, 61)
     assert describe_usage(usage, 61) == (
         "sessions are in a transaction for 20.0 % of their time, since an earlier run: transaction "
-        "pooling would pay: up to 5.0 times fewer server connections"
+        "pooling would pay, where it is not in use already: up to 5.0 times fewer server "
+        "connections"
     )
     first = find_usage([now.statistics], find_ends(now, None, 300), 20)
     assert describe_usage(first, 20) == (

@@ -36,6 +36,22 @@ def test_absolute(text: str, base: int | None, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("10:", 9, True),
+        ("10:", 10, False),
+        ("10", 11, False),
+        ("10%:80%", 9, True),
+        ("10%:80%", 81, False),
+        ("~:5", -1, False),
+        ("@10:20", 9, False),
+    ],
+)
+def test_values_below_the_start(text: str, value: int, expected: bool) -> None:
+    assert Threshold(text).is_above(value, 97) is expected
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "@", ":", "abc", "10:5", "80%:70%", "1e3", "inf", "nan", "1k", "5.", "--5", "1:2:3", " 5",
      "80 %", "%", "~", "5:~", "٣"],

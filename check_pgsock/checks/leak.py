@@ -48,6 +48,7 @@ from check_pgsock.limit_option import (
     limit_notes,
     name_pool_of_several,
     validate_dsn,
+    with_fresh_limit,
 )
 from check_pgsock.option_values import parse_age, parse_count_or_zero
 from check_pgsock.plugin import run as run_check
@@ -283,7 +284,7 @@ SPEC = CheckSpec(
     judged=(
         Judged("leaked", "connections that nobody uses", "25%", "50%", "the limit", ("5", "20")),
     ),
-    probe=probe,
+    probe=with_fresh_limit(probe),
     add_options=add_options,
     validate=validate_dsn,
 )

@@ -8,32 +8,36 @@ largest allowed pool is the greatest whole number up to the limit (up to 5 % of 
 connection, are left to what is measured), and 1 at least; more connections only contend for the
 cores. A ratio of 0 sets no limit. The smallest is the pool in which a client waits for a connection
 with a probability of at most 1 % (Erlang C), at the highest load from one run to a next within a
-day, and no more than were ever seen of a pool that never was full. With session pooling
-(--pool-mode) a client holds its connection until it leaves: the ratio is that of whole sessions,
-and the smallest pool is the highest number of sessions at a time.
+day, and no more than were ever seen of a pool that never was full (or of one with far more sessions
+than are configured). With session pooling (--pool-mode) a client holds its connection until it
+leaves: the ratio is that of whole sessions, and the smallest pool is the highest number of sessions
+at a time, or by the console of clients that hold or await one now.
 
 The window begins with the newest run at least --since ago, or, while there is too little activity,
-with an earlier one, up to a day ago. Statements and transactions in progress count in it; how the
-earlier part of a transaction was divided is not known, and what sessions did before may come into
-the statistics late: where that matters the ratio is said to be unreliable, and judged by the least
-that it may be. Until a run is so long ago (a retry keeps the evidence of the first run), after a
-restart, a reset or a fail-over, and without a state directory, the window is all that the
+with an earlier one, up to a day ago; while none is so long ago, with the first one. Statements and
+transactions in progress count in it; how the earlier part of a transaction was divided is not
+known, and what sessions did before may come into the statistics late: where that matters the ratio
+is said to be unreliable, and judged by the least that it may be. On a first run (a retry within a
+minute keeps its evidence), after a reset, and without a state directory, the window is all that the
 statistics hold: since their reset, or since an unknown time where PostgreSQL names none (15 and
 later, never reset or crashed since). Of the latter there is a ratio and no average: it is judged
 from 60 s of statements and transactions on, without --min-busy and the labels busy_sessions,
-idle_in_transaction, pool_size_needed and window. In a window shorter than --since
-or 60 s, whichever is less, and without enough activity, there is nothing to judge: OK, without the
-labels of what cannot be measured.
+idle_in_transaction, pool_size_needed and window. After a restart, a crash or a fail-over they are
+not judged: that is too early until a run is 60 s ago. Nor is there anything to judge in a window
+shorter than --since or 60 s, whichever is less, and without enough activity: OK, without the labels
+of what cannot be measured.
 
 pool_size is what --pool-size, PgBouncer's console (--console) or its file (--ini) says, times
---poolers, or the client backends seen within an hour where they are more or nothing is said. Of
-several databases the one with the largest pool in terms of what it may be is judged; each that is
-named has labels of its own. full_load is what all pools of the server come to, each in full use, in
-percent of what the server can run; judged where there are two or more, or a threshold is named. A
-database that is not named counts only where it is known since when its sessions were busy.
-Cores are those that the postmaster may use (affinity, cpuset, CPU quota), where the server is
-proven to be on this machine; else name them: --cores. Parallelism is measured by looks at the
-server's sessions, ten at each run, added up over a day; of few it is assumed to be 1.
+--poolers, or the client backends seen within ten minutes where they are more, or within an hour
+where nothing is said; but those of checks of the same role (by their application_name). Of several
+databases the one with the largest pool in terms of what it may be is judged; each that is named has
+labels of its own. full_load is what all pools of the server come to, each in full use, in percent
+of what the server can run; judged where there are two or more, or a threshold is named. A database
+that is not named counts only where it is known since when its sessions were busy. Cores are those
+that the postmaster may use (affinity, cpuset, CPU quota), where the server is proven to be on this
+machine; else name them: --cores. Parallelism is measured by looks at the server's sessions, ten at
+each run, added up over a day; of few it is assumed to be 1. Where active sessions wait for locks,
+half of them or more, that is said.
 
 A refused connection slot is CRITICAL, without perfdata: nothing was measured; the limit of the
 check's own role is not what others meet: UNKNOWN. The DSN may be a URI, key=value pairs or
@@ -61,7 +65,6 @@ from check_pgsock.pooling.sizes import (
     read_configuration,
     validate_size_options,
 )
-from check_pgsock.postgres import parallelism
 from check_pgsock.sql_check import (
     add_database_options,
     open_client,
@@ -166,11 +169,16 @@ def probe(run: Run) -> Report:
         oid: History(sample, None if store is None else store.read(names[oid]))
         for oid, sample in samples.items()
     }
-    everywhere = parallelism.add(one.looks for one in histories.values())
     asked = {name: oid in reading.chosen for oid, name in names.items()}
-    sizes = find_sizes(options, configured, asked, reading.server)
+    sizes = find_sizes(options, configured, asked, reading.server, client.user, client.host)
     assessed = {
-        oid: assess(history, terms, sizes.get(names[oid]), everywhere, sizes.is_session(names[oid]))
+        oid: assess(
+            history,
+            terms,
+            sizes.get(names[oid]),
+            sizes.is_session(names[oid]),
+            reading.backends.get(oid, ()),
+        )
         for oid, history in histories.items()
     }
     judged = {oid: pool for oid, pool in assessed.items() if oid in reading.chosen}
@@ -180,6 +188,7 @@ def probe(run: Run) -> Report:
     told = [
         *(wording.describe(one, terms) for one in others),
         wording.describe_formula(worst, terms),
+        *sizes.told,
         *reading.told,
         *wording.describe_workers(worst, reading.launched.get(oid)),
     ]

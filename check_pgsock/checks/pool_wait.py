@@ -20,6 +20,12 @@ own session, which PgBouncer lets in even where max_client_conn is used up. Of s
 that share a port (so_reuseport) the one that answers tells of itself alone: ask each by its Unix
 socket. A slot that is refused is CRITICAL, without perfdata.
 
+Where the server lets PgBouncer in no more, clients are refused at once and nobody waits. A database
+without a server connection is CRITICAL then: earlier runs tell that there were requests since, and
+none was passed on. Clients that are refused while they log in (auth_query; PgBouncer before 1.17)
+leave no trace on the console, nor do sockets tell: OK, with a line where no pool has a server
+connection; a check of the server itself, or a query through PgBouncer, tells more.
+
 Without console: -p PORT of the pooler on this host estimates from its sockets, unprivileged. Of the
 clients that await an answer as many wait as there are more of them than busy server connections, at
 least: maxwait and cl_waiting are lower bounds then, clients is not judged, and there is no
@@ -113,29 +119,35 @@ def ask(run: Run) -> Report:
         found = read_waits(run)
     except SlotsExhausted as refused:
         return Report(str(refused), [], floor=("critical", ""))
-    too_many = run.exceeds("clients", found.clients, found.most_clients)
+    alerts = run.exceeds("clients", found.clients, found.most_clients)
+    too_few = any(
+        threshold.is_above(found.clients, found.most_clients)
+        for one, _, threshold in opts.chosen_thresholds(run.options, run.spec.judged)
+        if one.label == "clients"
+    )
     return Report(
-        headline(found, too_many),
+        headline(found, alerts),
         measure(found),
         notes=found.notes,
-        who=lambda: found.who(too_many, WHO_LINES),
+        who=lambda: found.who(alerts, too_few, WHO_LINES),
         told=found.told,
         details=found.details,
+        floor=("critical", "") if found.refusing else None,
         commit=found.commit,
         unknown=found.unknown,
     )
 
 
-def headline(found: "ConsoleWaits", too_many: bool) -> str:
+def headline(found: "ConsoleWaits", alerts: bool) -> str:
     """`pool app/app: 12 clients wait, the first for 3.2 s; 20 of 20 server connections in use`, or
-    first how many clients there are, where these are `too_many`.
+    first how many clients there are, where their number `alerts`.
     """
     sentence = found.describe()
     if found.average is not None:
         over = write_seconds(found.average.seconds)
         least = "at least " if found.average.is_bound else ""
         sentence += f"; {least}{found.average.mean:.2f} waited on average over {over}"
-    if too_many:
+    if alerts:
         return f"{found.describe_clients()}; {sentence}"
     return f"{sentence}; {found.clients} of {found.most_clients} client connections"
 

@@ -9,9 +9,11 @@ check is UNKNOWN and asks for --limit.
 
 `--limit sql` is for hosts of applications whose server is elsewhere (--leg client): the server that
 --dsn names is asked for its limit, or PgBouncer's console for max_client_conn. The answer is kept
-in the state directory, and asked for again after an hour; in between nothing is connected to. While
-there is none what is kept holds, and its age is said; a question that is refused for want of a slot
-is CRITICAL. A role with LOGIN alone may ask. The CONNECTION LIMIT of its database is said, and not
+in the state directory, and asked for again after an hour; after a minute before a state other than
+OK is said; and after five minutes where none of the connections is left that were there then, as
+after a restart (without such, a server made smaller is noticed within an hour). While there is no
+answer what is kept holds, and its age is said; a question that is refused for want of a slot is
+CRITICAL. A role with LOGIN alone may ask. The CONNECTION LIMIT of its database is said, and not
 judged. Checks with the same DSN share the answer.
 
 `established` is judged, and where the server leg is proven to be a PostgreSQL server's also
@@ -56,7 +58,13 @@ from check_pgsock import options as opts
 from check_pgsock.command_line import Parser
 from check_pgsock.contract import NOT_JUDGED, WHO_LINES, CheckSpec, Judged, Metric, Report, Run
 from check_pgsock.errors import UsageError
-from check_pgsock.limit_option import SQL, add_limit_option, given_limit, validate_limit
+from check_pgsock.limit_option import (
+    SQL,
+    add_limit_option,
+    given_limit,
+    validate_limit,
+    with_fresh_limit,
+)
 from check_pgsock.occupancy import Occupancy, occupy
 from check_pgsock.plugin import run as run_check
 from check_pgsock.sessions.groups import add_group_options, chosen_groups
@@ -267,7 +275,7 @@ SPEC = CheckSpec(
                "90%", percent_of="its part of the limit"),
         Judged("fullest_group", "percentage of its limit that the fullest group has", "80", "90"),
     ),
-    probe=probe,
+    probe=with_fresh_limit(probe),
     add_options=add_options,
     validate=validate,
 )  # fmt: skip

@@ -23,17 +23,19 @@ rates; thresholds given for these are UNKNOWN.
 
 session_length (the time of sessions, per session) and in_transaction_share (the percentage of it
 that they were in a transaction) are of all that the statistics hold, and tell the mode of pooling:
-from 50 % on session pooling suffices; below, transaction pooling would pay, with so many times
-fewer server connections; sessions below 10 s are so short that either pays by saving their starts.
-Of the sessions of a pooler, which are no clients', it tells how much larger its pool is than what
-is in use; clients that vanish behind it abandon no session, but a PgBouncer that stops abandons all
-of its own. The time of open sessions counts up to the end of their last transaction. Where one may
-have failed while it started, which PostgreSQL counts with all time since 2000, what was counted
-since an earlier run is used instead, or nothing.
+from 50 % on session pooling suffices; below, transaction pooling would pay where it is not in use
+already (the counters do not tell), with so many times fewer server connections; sessions below 10 s
+are so short that either pays by saving their starts. Of the sessions of a pooler, which are no
+clients', it tells how much larger its pool is than what is in use; clients that vanish behind it
+abandon no session, but a PgBouncer that stops abandons all of its own. The time of open sessions
+counts up to the end of their last transaction. Where one may have failed while it started, which
+PostgreSQL counts with all time since 2000, what was counted since an earlier run is used instead,
+or nothing.
 
 The check's own session counts in the database it connects to: name those to be judged with
---database and connect to another. Of several, their sum is judged; each that is named has rates of
-its own (aband_, fail_ and kill_ with its name, new_ for new sessions). A refused connection slot is
+--database and connect to another. Of several, their sum is judged; each that is named, of which
+four fit into a line of perfdata (`all` takes in any number, as a sum), has rates of its own
+(aband_, fail_ and kill_ with its name, new_ for new sessions). A refused connection slot is
 CRITICAL, without perfdata. The role needs LOGIN only; with pg_read_all_stats parallel workers of
 other roles are told from open sessions, and client addresses are shown. Services that share DSN and
 database share their samples unless --state-key or --over differs.
@@ -77,7 +79,7 @@ _PREFIXES = {"abandoned": "aband", "fatal": "fail", "killed": "kill", "new": "ne
 
 def add_options(parser: Parser) -> None:
     """The options of this check alone."""
-    add_database_options(parser, "judge this database's sessions")
+    add_database_options(parser, f"judge this database's sessions, of up to {MOST_NAMED}")
     group = parser.add_argument_group("sessions")
     group.add_argument(
         "--over", metavar="SECONDS", type=argument(parse_seconds), default=OVER,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from check_pgsock.errors import MalformedError
 from check_pgsock.pgbouncer.ini import Ini, parse_connection_string
+from check_pgsock.pgbouncer.pool_choice import Use
 from check_pgsock.pgbouncer.pool_limits import Alias, Configured, Setting, User
 from check_pgsock.postgres.client import CONSOLE
 from check_pgsock.text import clean
@@ -32,19 +33,24 @@ RESERVE = ("reserve_pool_size", "reserve_pool")  # since 1.24, and before
 
 
 def from_console(
-    databases: Iterable[Row], config: Iterable[Row], pools: Iterable[Row], users: Sequence[Row]
+    databases: Iterable[Row],
+    config: Iterable[Row],
+    pools: Iterable[Row],
+    users: Sequence[Row],
+    *,
+    asker: str = "",
 ) -> Configured:
-    """What the rows of SHOW DATABASES, SHOW CONFIG, SHOW POOLS and SHOW USERS say.
+    """What the rows of SHOW DATABASES, SHOW CONFIG, SHOW POOLS and SHOW USERS say to `asker`.
 
     Columns that are missing leave unknown what they hold; others are ignored. The users of an
     alias are those that have pools now: any that connected since PgBouncer started.
     """
     settings = {str(row.get("key")): _text(row.get("value")) for row in config}
-    seen: dict[str, list[str]] = {}
+    seen: dict[str, dict[str, Use]] = {}
     for row in pools:
-        seen.setdefault(str(row.get("database")), []).append(str(row.get("user")))
+        seen.setdefault(str(row.get("database")), {})[str(row.get("user"))] = _use_of(row)
     aliases = tuple(
-        _alias_of(row, settings, seen.get(str(row.get("name")), []))
+        _alias_of(row, settings, seen.get(str(row.get("name")), {}))
         for row in databases
         if row.get("name") != CONSOLE
     )
@@ -62,6 +68,7 @@ def from_console(
         _is_set(settings.get("so_reuseport")),
         "the console",
         tuple(notes),
+        asker,
     )
 
 
@@ -119,7 +126,18 @@ def from_ini(parsed: Ini) -> Configured:
     )
 
 
-def _alias_of(row: Row, settings: Mapping[str, str | None], users: list[str]) -> Alias:
+def _use_of(row: Row) -> Use:
+    """What a row of SHOW POOLS tells of the use of a pool; what is not told may be in use."""
+    counts = [_whole(value) for name, value in row.items() if name.startswith(("cl_", "sv_"))]
+    active, waiting, served = (_whole(row.get(n)) for n in ("cl_active", "cl_waiting", "sv_active"))
+    return Use(
+        not counts or any(one != 0 for one in counts),
+        None if active is None or waiting is None else active + waiting,
+        None if served is None or waiting is None else served + waiting,
+    )
+
+
+def _alias_of(row: Row, settings: Mapping[str, str | None], uses: Mapping[str, Use]) -> Alias:
     """The alias of a row of SHOW DATABASES."""
     name = str(row.get("name"))
     forced = _text(row.get("force_user"))
@@ -133,12 +151,13 @@ def _alias_of(row: Row, settings: Mapping[str, str | None], users: list[str]) ->
         _split_hosts(_text(row.get("host"))),
         _whole(row.get("port")),
         forced,
-        () if forced else tuple(users),
-        tuple(one for one in users if one != forced) if forced else (),
+        () if forced else tuple(uses),
+        tuple(one for one in uses if one != forced) if forced else (),
         _named(size, settings, "default_pool_size", f"pool_size of {where}"),
         _named(reserve, settings, "reserve_pool_size", f"{column} of {where}"),
         _text(row.get("pool_mode")) or settings.get("pool_mode"),
         _named(limit, settings, "max_db_connections", f"max_db_connections of {where}"),
+        uses,
     )
 
 

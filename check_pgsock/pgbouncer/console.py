@@ -43,6 +43,11 @@ class Pool(NamedTuple):
         return sum(self.servers.values())
 
     @property
+    def logged_in(self) -> int:
+        """The server connections that the server has let in."""
+        return self.connections - self.servers["sv_login"]
+
+    @property
     def clients(self) -> int:
         """All its clients."""
         return self.active + self.waiting

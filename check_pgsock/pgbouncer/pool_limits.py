@@ -13,13 +13,12 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from check_pgsock.option_values import parse_address
 from check_pgsock.pgbouncer.flow import SINK, SOURCE, Edge, Node, largest_flow
-from check_pgsock.text import clean
+from check_pgsock.pgbouncer.pool_choice import Use, choose_server, is_in_use, keep_used
+from check_pgsock.text import clean, name_some
 
 SESSION = "session"  # of pool_mode
 UNLIMITED = 0  # of caps, and since 1.24 of pool_size: before, such a pool opens one connection
-MOST_NAMED = 5  # names in a sentence
 
 
 class Setting(NamedTuple):
@@ -43,6 +42,7 @@ class Alias(NamedTuple):
     reserve: Setting | None
     pool_mode: str | None
     limit: Setting | None  # max_db_connections
+    uses: Mapping[str, Use] | None = None  # of its pools by user, of those that were ever used
 
 
 class User(NamedTuple):
@@ -82,6 +82,9 @@ class ConfiguredPools(NamedTuple):
     pools: tuple[Pool, ...]
     capped_by: tuple[str, ...]  # settings that keep the pools from being as large as they say
     notes: tuple[str, ...]  # what is assumed, not known, or opened at times only
+    left_out: tuple[str, ...] = ()  # pools that are not in use, or the check's own
+    in_use: bool = True  # whether any is, but the check's own; true where that is not told
+    held: int | None = None  # clients that hold a server connection or wait for one, if told
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -101,6 +104,7 @@ class Configured(NamedTuple):
     so_reuseport: bool | None  # further processes on its port have pools of their own
     source: str  # as sentences name it: `the console`, a file
     notes: tuple[str, ...] = ()
+    asker: str = ""  # the user of the console that asked
 
     def pools_of(
         self,
@@ -109,22 +113,40 @@ class Configured(NamedTuple):
         hosts: Collection[str] = (),
         port: int | None = None,
         users: Collection[str] = (),
+        own: Collection[str] = (),
     ) -> ConfiguredPools:
         """The pools that lead to the database of this name on the server.
 
         `hosts` and `port` (as entries may spell them: addresses, names, socket directories) choose
         among entries of this name that lead to several servers. `users` are those known to have
         connections on the server, for aliases of which the configuration does not say who
-        connects; those that an alias forces are explained by it.
+        connects; those that an alias forces are explained by it. `own` are the check's own users.
         """
         notes: list[str] = []
-        aliases = choose_server(list(self._leading_to(database)), hosts, port, notes)
-        if not aliases:
+        leading = choose_server(list(self._leading_to(database)), hosts, port, notes)
+        if not leading:
             why = f"no entry in {self.source} leads to database {clean(database)}"
             return ConfiguredPools(None, 0, why, (), (), ())
-        own = sorted(set(users) - {one.forced for one in aliases})
-        owned = [each for one in aliases for each in self._pools(one, own)]
+        aliases = [keep_used(one, own) for one in leading]
+        known = sorted(set(users) - {one.forced for one in aliases})
+        owned = [each for one in aliases for each in self._pools(one, known)]
         pools = tuple(pool for pool, _ in owned)
+        found = ConfiguredPools(
+            size=None,
+            reserve=0,
+            why="",
+            pools=pools,
+            capped_by=(),
+            notes=(),
+            left_out=tuple(
+                clean(f"{all_of.name}/{user}")
+                for all_of, kept in zip(leading, aliases)
+                for user in (*all_of.users, *all_of.askers)
+                if user not in (*kept.users, *kept.askers)
+            ),
+            in_use=any(is_in_use(one, own) for one in aliases),
+            held=_count_held(aliases, pools),
+        )
         names = _list(one.alias for one in pools if one.user is None)
         if names:
             notes.append(f"who connects to {names} is not in {self.source}: one user is assumed")
@@ -135,7 +157,7 @@ class Configured(NamedTuple):
         unsized = _list(one.name for one in pools if one.size is None)
         if unsized:
             why = f"pool_size of {unsized} is not in {self.source}"
-            return ConfiguredPools(None, 0, why, pools, (), tuple(notes))
+            return found._replace(why=why, notes=tuple(notes))
         size, capped_by = _add_up(aliases, owned)
         if size is None:
             settings = _list(one.setting for one in pools if not one.size)
@@ -143,7 +165,7 @@ class Configured(NamedTuple):
                 f"{settings} is 0, and nothing else limits it: any number of connections (before "
                 "PgBouncer 1.24: one)"
             )
-            return ConfiguredPools(None, 0, why, pools, capped_by, tuple(notes))
+            return found._replace(why=why, capped_by=capped_by, notes=tuple(notes))
         without, _ = _add_up(aliases, [(pool._replace(reserve=0), user) for pool, user in owned])
         reserve = size - (size if without is None else without)
         if reserve:
@@ -152,7 +174,7 @@ class Configured(NamedTuple):
                 f"{reserve} of the {size} are the reserve, opened only while a client has waited "
                 f"for reserve_pool_timeout{after}"
             )
-        return ConfiguredPools(size, reserve, "", pools, capped_by, tuple(notes))
+        return found._replace(size=size, reserve=reserve, capped_by=capped_by, notes=tuple(notes))
 
     def _leading_to(self, database: str) -> Iterator[Alias]:
         for one in self.aliases:
@@ -204,49 +226,15 @@ class Configured(NamedTuple):
             )
 
 
-def choose_server(
-    aliases: list[Alias], hosts: Collection[str], port: int | None, notes: list[str]
-) -> list[Alias]:
-    """Those of the aliases that lead, or may lead, to the server of these hosts and this port.
-
-    None is left out unless another leads there as it is spelt: a server has many addresses, and
-    what listens between (a proxy, a tunnel) has its own. What is not certain goes to `notes`.
-    """
-    servers = {(one.hosts, one.port) for one in aliases}
-    if len(servers) < 2:
-        return aliases
-    wanted = set(hosts)
-    certain = [
-        one
-        for one in aliases
-        if (not wanted or wanted & set(one.hosts)) and (port is None or one.port == port)
+def _count_held(aliases: list[Alias], pools: Iterable[Pool]) -> int | None:
+    """The clients of the pools that hold a server connection or wait for one; None: not told."""
+    if any(one.uses is None for one in aliases):
+        return None
+    uses = {(one.name, user): use for one in aliases for user, use in (one.uses or {}).items()}
+    counts = [
+        uses[key].held for key in ((one.alias, one.user or "") for one in pools) if key in uses
     ]
-    if not certain or not (wanted or port):
-        notes.append(
-            f"{_list(one.name for one in aliases)} lead to {len(servers)} servers, and which of "
-            "them is this one is not known: all are counted"
-        )
-        return aliases
-    # An entry may name the server in another way.
-    named = [
-        one
-        for one in aliases
-        if one not in certain
-        and (port is None or one.port == port)
-        and any(not _is_literal(host) for host in one.hosts)
-    ]
-    if named:
-        notes.append(f"{_list(one.name for one in named)} may lead to this server: counted, too")
-    return [one for one in aliases if one in certain or one in named]
-
-
-def _is_literal(host: str) -> bool:
-    """Whether it is an address, or the directory of a Unix socket."""
-    try:
-        parse_address(host)
-    except ValueError:
-        return host.startswith(("/", "@"))
-    return True
+    return None if None in counts else sum(one or 0 for one in counts)
 
 
 def _effective(own: Setting | None, inherited: Setting | None, doubtful: bool) -> Setting | None:
@@ -290,8 +278,4 @@ def _add_up(
 
 
 def _list(names: Iterable[str]) -> str:
-    """`a, b and 3 more`; empty where there are none."""
-    found = [clean(one) for one in dict.fromkeys(names)]
-    shown = ", ".join(found[:MOST_NAMED])
-    more = len(found) - MOST_NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+    return name_some([clean(one) for one in dict.fromkeys(names)])

@@ -7,10 +7,11 @@ from check_pgsock.postgres import parallelism
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Optional
 
     from check_pgsock.pooling.pools import Size, Terms
-    from check_pgsock.pooling.samples import History
+    from check_pgsock.pooling.samples import Backends, History
     from check_pgsock.pooling.windows import Window
     from check_pgsock.postgres.parallelism import Looks
 
@@ -35,24 +36,30 @@ def assess(
     history: "History",
     terms: "Terms",
     configured: "Optional[Size]" = None,
-    elsewhere: "Optional[Looks]" = None,
     is_session: bool = False,
+    backends: "Iterable[Backends]" = (),
 ) -> Pool:
-    """Assess the pool of one database; `elsewhere` are the looks at all databases."""
+    """Assess the pool of one database, which `backends` are on now."""
 
     def is_enough(window: "Window") -> bool:
         long = window.seconds is None or window.seconds >= terms.shortest
         spent = window.active + window.idle
         return long and spent >= least_spent(window, terms.least_busy) and not window.is_late
 
-    window = windows.choose_window(history, terms.since, is_enough)
+    window = windows.choose_window(history, terms.since, terms.shortest, is_enough)
     seen = _most_backends(history, RECENT if configured is None else RECENT_CONFIGURED)
     peak = _most_backends(history, LONGEST)
     each = 0 if configured is None else configured.connections * terms.poolers
     pool = Pool(
         history.now.statistics.name, window, max(each, seen), seen, configured,
-        _choose_parallelism(terms, history.looks, elsewhere), is_session, terms.poolers,
+        _choose_parallelism(terms, history.looks), is_session, terms.poolers,
     )  # fmt: skip
+    for one in backends:
+        pool.active += one.executing
+        pool.waiting += one.waiting
+    if window.is_early:
+        pool.outcome = pools.TOO_EARLY
+        return pool
     if is_unseen(window, history):
         window.distrust()
     if not (is_enough(window) or window.is_late):
@@ -60,18 +67,20 @@ def assess(
     if window.active + window.idle <= 0:
         pool.outcome = pools.UNRELIABLE if window.is_late else pools.TOO_LITTLE
         return pool
+    times = [] if window.is_late else [(0.0, window)]
+    times += windows.between_runs(history)
+    pool.used = max((one.active / one.seconds for _, one in times if one.seconds), default=0.0)
+    pool.used *= pool.parallelism
     if is_session:
         pool.ratio = _session_ratio(window, history)
-        pool.needed = peak
+        # A pool that is full keeps the server's sessions as few as it has connections.
+        pool.needed = max(peak, (configured and configured.held) or 0)
     else:
         pool.ratio = sizing.busy_ratio(window.active, window.idle)
-        load = max(
-            windows.highest_load(history) or 0.0,
-            0.0 if window.is_late else window.load or 0.0,
-        )
-        pool.needed = sizing.smallest_sufficient(load) if load else None
-    if pool.needed is not None and 0 < peak < (each or pool.needed):
-        # It never was full, or each client has a connection of its own: more were never wanted.
+        load, before = max(((one.load or 0.0, -ago) for ago, one in times), default=(0.0, 0.0))
+        pool.needed, pool.load_ago = sizing.smallest_sufficient(load) if load else None, -before
+    if not is_session and pool.needed and peak and not _was_full(each, peak):
+        # More were never wanted.
         pool.needed = min(pool.needed, peak)
     if pool.ratio is None:
         pool.outcome = pools.UNDATED
@@ -115,6 +124,14 @@ def least_spent(window: "Window", least_busy: float) -> float:
     return least_busy * max(window.seconds, SHORTEST_AVERAGED)
 
 
+def _was_full(size: int, peak: int) -> bool:
+    """Whether clients may have wanted more connections than the `peak` that was seen, for `size`
+    was all they got. Some beside these are those of administrators; where there are many more, or
+    where no size is known (0), clients have connections whatever is configured.
+    """
+    return 0 < size <= peak < size + max(size / 2, 2)
+
+
 def _most_backends(history: "History", seconds: float) -> int:
     """The most client backends seen within so many seconds."""
     return max(one.backends for one in history.within(seconds))
@@ -132,14 +149,8 @@ def _session_ratio(window: "Window", history: "History") -> "Optional[float]":
     return sizing.busy_ratio(window.active, max(held - window.active, 0.0))
 
 
-def _choose_parallelism(
-    terms: "Terms", own: "Looks", elsewhere: "Optional[Looks]"
-) -> "tuple[float, str]":
+def _choose_parallelism(terms: "Terms", looks: "Looks") -> "tuple[float, str]":
     if terms.parallelism is not None:
         return terms.parallelism, pools.GIVEN
-    for looks, origin in ((own, pools.MEASURED), (elsewhere, pools.MEASURED_ELSEWHERE)):
-        if looks is not None and looks.leaders >= _LEAST_LOOKS:
-            found = parallelism.parallelism(looks)
-            if found is not None:
-                return round(found, 3), origin
-    return 1.0, pools.ASSUMED
+    found = parallelism.parallelism(looks) if looks.leaders >= _LEAST_LOOKS else None
+    return (1.0, pools.ASSUMED) if found is None else (round(found, 3), pools.MEASURED)

@@ -16,8 +16,12 @@ from check_pgsock.pooling.waits import (
     PoolWait,
     client_lines,
     describe,
+    describe_refusing,
+    find_refusing,
     find_waits,
     note_databases,
+    note_unconnected,
+    say_no_login,
     wait_lines,
 )
 from check_pgsock.postgres.client import CONSOLE, connect_console
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
     from check_pgsock.contract import Run
     from check_pgsock.pgbouncer.console import Pool, WaitingClient
-    from check_pgsock.pooling.wait_time import Waited
+    from check_pgsock.pooling.wait_time import Unserved, Waited
 
 _MOST_TOLD = 20  # databases, at -v
 _TELLS_STATE = (1, 19)  # SHOW STATE came with it
@@ -55,6 +59,7 @@ class ConsoleWaits:
         self.clients = 0  # of the process
         self.most_clients = 0  # max_client_conn
         self.average: Waited | None = None
+        self.refusing: dict[str, Unserved] = {}  # databases that refuse their clients
         self.notes: list[str] = []
         self.told: list[str] = []
         self.details = details
@@ -73,7 +78,11 @@ class ConsoleWaits:
         return self.waits[0].seconds if self.waits else 0.0
 
     def describe(self) -> str:
-        """The pool whose first client has waited longest, in words."""
+        """Who is refused, and the pool whose first client has waited longest, in words."""
+        waits = self._describe_waits()
+        return f"{describe_refusing(self.refusing)}; {waits}" if self.refusing else waits
+
+    def _describe_waits(self) -> str:
         waiting = [one for one in self.waits if one.pool.waiting]
         if not self.waits:
             return "no client waits: there is no pool yet"
@@ -89,12 +98,19 @@ class ConsoleWaits:
         full = self.clients >= self.most_clients
         return f"{text}: PgBouncer refuses further clients" if full else text
 
-    def who(self, too_many: bool, most: int) -> list[str]:
-        """At most `most` lines: where the process has `too_many` clients the pools with most, and
-        the pools by the clients that wait.
+    def who(self, alerts: bool, too_few: bool, most: int) -> list[str]:
+        """At most `most` lines: why clients are refused; where the number of clients of the process
+        `alerts`, for being too high or `too_few`, the pools with most; the pools by the clients
+        that wait.
         """
-        lines = client_lines(self.pools, most // 2) if too_many else []
+        lines = [say_no_login(self._pooler)] if self.refusing else []
+        if alerts:
+            lines += client_lines(self.pools, too_few, most // 2)
         return lines + wait_lines(self.waits, self._pooler, most - len(lines))
+
+    def compare(self, unserved: Mapping[str, Unserved]) -> None:
+        """Take over what became of requests since earlier runs."""
+        self.refusing = find_refusing(unserved, self.pools, self._pooler)
 
 
 def read_waits(run: Run) -> ConsoleWaits:
@@ -141,6 +157,8 @@ def read_waits(run: Run) -> ConsoleWaits:
             "of itself alone"
         )
     _add_average(run, found, shared, (endpoint, config.get("peer_id", "")), taken, stats, clients)
+    if not found.refusing:
+        found.notes += note_unconnected(found.waits)
     return found
 
 
@@ -187,6 +205,7 @@ def _add_average(
     before, passed = (earlier[-1][1], taken - earlier[-1][0]) if earlier else (None, 0.0)
     asked = console.parse_console_queries(stats)
     sample = wait_time.take_sample(before, passed, asked, chosen, waits)
+    found.compare(wait_time.find_unserved(earlier, taken, sample, options.over))
     found.average = wait_time.average(earlier, taken, sample, options.over)
     if found.average is None:
         found.notes.append("first run: wait_ratio is measured from the second on")

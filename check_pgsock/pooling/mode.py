@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SHORT = 10.0  # seconds: to start one costs some milliseconds of a core, a thousandth of this
 MOST_OF_IT = 50.0  # percent; above, transaction pooling would not even halve the connections
+MOST_TOLD = 100.0  # times fewer server connections
 
 
 class Usage:
@@ -90,11 +91,13 @@ def advise(usage: Usage) -> str:
         return f"session pooling suffices{', and saves their starts' if is_short else ''}"
     fewer = "hardly any server connection"
     if usage.share:
-        fewer = f"up to {_factor(usage.share)} times fewer server connections"
+        fewer = f"{_factor(usage.share)} times fewer server connections"
     either = "; session pooling, too, saves their starts" if is_short else ""
-    return f"transaction pooling would pay: {fewer}{either}"
+    return f"transaction pooling would pay, where it is not in use already: {fewer}{either}"
 
 
 def _factor(share: float) -> str:
     factor = 100 / share
-    return f"{factor:.1f}" if factor < 10 else f"{factor:.0f}"
+    if factor > MOST_TOLD:  # what hardly does anything tells no number
+        return f"over {MOST_TOLD:g}"
+    return f"up to {factor:.1f}" if factor < 10 else f"up to {factor:.0f}"

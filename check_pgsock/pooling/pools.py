@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Outcomes of an assessment.
 JUDGED = "judged"
 TOO_LITTLE = "too little activity"
+TOO_EARLY = "too early"
 NO_STATEMENTS = "no statements"
 UNRELIABLE = "unreliable"
 UNDATED = "undated"  # whole sessions, and since when is not known
@@ -21,7 +22,6 @@ UNDATED = "undated"  # whole sessions, and since when is not known
 # Where a parallelism is from.
 GIVEN = "given"
 MEASURED = "measured"
-MEASURED_ELSEWHERE = "measured on all databases"
 ASSUMED = "assumed"
 
 TRANSACTION, SESSION = "transaction", "session"
@@ -35,10 +35,10 @@ RELIABLE = 0.05
 class Size:
     """How many connections a pool may open: `connections` by each pooler, as `source` says;
     `setting` is what changes it, `name` is that of the pool (database/user) where it is one;
-    `notes` qualify it.
+    `notes` qualify it. `held` is how many clients hold one now or wait for it; None: not told.
     """
 
-    __slots__ = ("connections", "name", "notes", "setting", "source")
+    __slots__ = ("connections", "held", "name", "notes", "setting", "source")
 
     def __init__(
         self,
@@ -47,8 +47,10 @@ class Size:
         setting: str = "",
         name: str = "",
         notes: "Sequence[str]" = (),
+        held: "Optional[int]" = None,
     ) -> None:
         self.connections = connections
+        self.held = held
         self.source = source
         self.setting = setting
         self.name = name
@@ -91,15 +93,18 @@ class Pool:
     """One database's pool.
 
     `size` is what is judged: the larger of what is `configured` and the most client backends
-    `seen` within an hour. `allowed` is the largest size that the formula allows, None unless
-    the outcome is JUDGED; `needed` the smallest that no client has to wait for, None where that is
-    not known; `work` the processes that execute where all of it is in use; `ratio` is None where
-    it is of too little. With `is_session` a client holds its connection until it leaves.
+    `seen` lately. `allowed` is the largest size that the formula allows, None unless the outcome is
+    JUDGED; `needed` the smallest that no client has to wait for, None where that is not known, at
+    the highest load, `load_ago` seconds ago; `work` the processes that execute where all of it is
+    in use, `used` those that did, on average, in the window or the day's highest; `ratio` is None
+    where it is of too little. Of `active` sessions so many are `waiting` for locks now. With
+    `is_session` a client holds its connection until it leaves.
     """
 
     __slots__ = (
-        "allowed", "configured", "is_session", "name", "needed", "outcome", "parallelism",
-        "parallelism_is", "poolers", "ratio", "seen", "size", "window", "work",
+        "active", "allowed", "configured", "is_session", "load_ago", "name", "needed", "outcome",
+        "parallelism", "parallelism_is", "poolers", "ratio", "seen", "size", "used", "waiting",
+        "window", "work",
     )  # fmt: skip
 
     def __init__(
@@ -118,7 +123,10 @@ class Pool:
         self.ratio: Optional[float] = None
         self.allowed: Optional[int] = None
         self.needed: Optional[int] = None
+        self.load_ago = 0.0
         self.work: Optional[float] = None
+        self.used = 0.0
+        self.active = self.waiting = 0
 
     @property
     def is_observed(self) -> bool:
@@ -129,6 +137,11 @@ class Pool:
     def is_reliable(self) -> bool:
         """Whether what is not known of the window can hardly change the busy ratio."""
         return self.window.highest - self.window.lowest <= RELIABLE
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether it is locks, more than the server, that its statements wait for now."""
+        return 0 < self.active <= 2 * self.waiting
 
     @property
     def fullness(self) -> "tuple[float, int]":
@@ -143,14 +156,15 @@ def find_worst(pools: "list[Pool]") -> Pool:
 
 
 def find_working(assessed: "Mapping[int, Pool]", chosen: "Container[int]") -> "list[Pool]":
-    """The pools whose work is known, by the oid of their database. Of one that is not `chosen` it
-    has to be known since when it was counted, too: what somebody did there at some time in the
-    server's life is no reason to take it for a pool that is in use.
+    """The pools whose work is known, by the oid of their database. One that is not `chosen` needs a
+    connection, and it has to be known since when its work was counted: what somebody did there at
+    some time in the server's life is no reason to take it for a pool that is in use.
     """
     return [
         one
         for oid, one in assessed.items()
-        if one.work is not None and (oid in chosen or one.window.seconds is not None)
+        if one.work is not None
+        and (oid in chosen or (one.size > 0 and one.window.seconds is not None))
     ]
 
 

@@ -36,17 +36,18 @@ class Backends:
     """Client backends of one database and role that have a state in common.
 
     `hidden` says that the role of the check may not see their kind and state; `active`, `idle`,
-    `unsplit` and `oldest` are what they add to a Progress.
+    `unsplit` and `oldest` are what they add to a Progress. So many are `waiting` for a lock.
     """
 
     __slots__ = (
         "active", "application", "count", "hidden", "idle", "oid", "oldest", "role", "state",
-        "unsplit",
+        "unsplit", "waiting",
     )  # fmt: skip
 
     def __init__(
         self, *, oid: int, role: str, application: str, state: "Optional[str]", hidden: bool,
         active: float, idle: float, unsplit: float, oldest: "Optional[float]", count: int,
+        waiting: int,
     ) -> None:  # fmt: skip
         self.oid = oid
         self.role = role
@@ -58,6 +59,12 @@ class Backends:
         self.unsplit = unsplit
         self.oldest = oldest
         self.count = count
+        self.waiting = waiting
+
+    @property
+    def executing(self) -> int:
+        """How many of them execute a statement."""
+        return self.count if self.state in ("active", "fastpath function call") else 0
 
 
 def sum_progress(backends: "Iterable[Backends]") -> Progress:

@@ -59,8 +59,8 @@ def validate_size_options(options: "Namespace") -> None:
 
 
 class Sizes:
-    """The configured sizes by database, which of them are of session pooling, and what is to be
-    said of those that are not known.
+    """The configured sizes by database, which of them are of session pooling, what is to be said of
+    those that are not known, and what is told at -v.
     """
 
     def __init__(
@@ -69,11 +69,13 @@ class Sizes:
         session: "set[str]",
         mode: "Optional[str]",
         notes: "Sequence[str]" = (),
+        told: "Sequence[str]" = (),
     ) -> None:
         self._sizes = sizes
         self._session = session
         self._mode = mode
         self.notes = notes
+        self.told = told
 
     def get(self, database: str) -> "Optional[Size]":
         """None where none is configured, or none is known."""
@@ -89,9 +91,12 @@ def find_sizes(
     configured: "Optional[Configured]",
     databases: "Mapping[str, bool]",
     server: "dict[str, Any]",
+    role: str,
+    host: str,
 ) -> Sizes:
     """The sizes of the pools of `databases`, which are true where they are asked for, as options or
-    PgBouncer's configuration say. `server` is the row of server.sql.
+    PgBouncer's configuration say. `server` is the row of server.sql, `role` who asked it, `host`
+    by what name. Of a database that is not asked for, pools that nobody uses now are none.
 
     Raises SourceError where a database that is asked for has no pool in a file, or none of a size.
     """
@@ -101,9 +106,11 @@ def find_sizes(
         return Sizes(named, set(), options.pool_mode)
     if configured is None:
         return Sizes({}, set(), options.pool_mode)
-    hosts = () if server["address"] is None else (server["address"],)
+    hosts = {server["address"], host} - {None, ""}
+    own = {role, configured.asker}
     found = {
-        name: configured.pools_of(name, hosts=hosts, port=server["port"]) for name in databases
+        name: configured.pools_of(name, hosts=hosts, port=server["listens_at"], own=own)
+        for name in databases
     }
     left: list[str] = []
     for name, asked in databases.items():
@@ -124,9 +131,22 @@ def find_sizes(
     more = []
     if configured.so_reuseport and options.poolers == 1:
         more.append("so_reuseport is on: --poolers says how many processes have such pools")
-    sizes = {name: _size_of(pools, configured.source, more) for name, pools in found.items()}
+    sizes = {
+        name: _size_of(pools, configured.source, more)
+        for name, pools in found.items()
+        if databases[name] or pools.in_use
+    }
     known = {name: one for name, one in sizes.items() if one is not None}
-    return Sizes(known, session, options.pool_mode, _say_missing(left))
+    told = _say_left_out(
+        [one for name in databases if databases[name] for one in found[name].left_out]
+    )
+    return Sizes(known, session, options.pool_mode, _say_missing(left), told)
+
+
+def _say_left_out(pools: "list[str]") -> "list[str]":
+    if not pools:
+        return []
+    return [f"not counted, for nobody uses them now, or the check alone: {name_some(pools)}"]
 
 
 def _say_missing(databases: "list[str]") -> "list[str]":
@@ -140,10 +160,19 @@ def _size_of(found: "ConfiguredPools", source: str, notes: "list[str]") -> "Opti
     if found.size is None:
         return None
     name = found.pools[0].name if len(found.pools) == 1 else ""
+    sum_of = [] if name else [_say_sum(found, found.size, source)]
     session = [one.name for one in found.pools if one.is_session]
     if 0 < len(session) < len(found.pools):
         notes = [*notes, f"{session[0]} is of session pooling, and judged as the others"]
-    return Size(found.size, source, next(iter(found.settings), ""), name, [*found.notes, *notes])
+    setting = next(iter(found.settings), "")
+    return Size(found.size, source, setting, name, [*sum_of, *found.notes, *notes], found.held)
+
+
+def _say_sum(found: "ConfiguredPools", size: int, source: str) -> str:
+    """`30 connections are those of 2 pools by the console: shop/app 15, shop/dba 15`"""
+    pools = name_some([f"{one.name} {one.size or 'without limit'}" for one in found.pools])
+    capped = f", within {name_some(list(found.capped_by))}" if found.capped_by else ""
+    return f"{size} connections are those of {len(found.pools)} pools by {source}{capped}: {pools}"
 
 
 def read_configuration(run: "Run") -> "Optional[Configured]":
@@ -173,4 +202,4 @@ def _ask(run: "Run") -> "Configured":
         rows = [client.show(what) for what in ("DATABASES", "CONFIG", "POOLS", "USERS")]
     finally:
         client.close()
-    return from_console(*rows)
+    return from_console(*rows, asker=client.user)

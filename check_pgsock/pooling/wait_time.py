@@ -10,6 +10,11 @@ The counters of a process that has ended are never subtracted from those of the 
 they had come to by the last run stays: what came between that and the end is missing, a lower bound
 as well. SHOW STATS counts the console's own queries, too, and each run asks some: where they have
 not grown since the last run it is another process that answers.
+
+PgBouncer counts a request before it looks for a server connection, and the bytes that came when it
+has one to pass them on to (handle_client_work(), src/client.c). Where none is open and the last
+login has failed it disconnects the client in between (check_fast_fail(), src/objects.c): that is
+all that its console tells of clients that it refuses.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from check_pgsock.history import Reading, find_growth
 
 _SECOND = 10**6  # microseconds
 _COUNTERS, _WAITED = 0, 2  # places of what a sample has of each alias
+_REQUESTS, _RECEIVED = 2, 3  # places of console.parse_counters()
 
 
 class Sample(NamedTuple):
@@ -46,6 +52,13 @@ class Waited(NamedTuple):
     def mean(self) -> float:
         """Of all aliases together."""
         return sum(self.means.values())
+
+
+class Unserved(NamedTuple):
+    """Requests of an alias in so many seconds, of which none was passed on to a server."""
+
+    requests: int
+    seconds: float
 
 
 def take_sample(
@@ -84,7 +97,23 @@ def average(
 ) -> Waited | None:
     """Who waited since the newest of the `earlier` samples that is `over` seconds old, or else
     since the oldest; None where there is none. Times are seconds since 1970.
+
+    Where runs are missing, so that it is more than twice as old, a younger one of half of `over` at
+    least is taken if more waited since that: the mean of a long time hides what is now. Else the
+    old one stays: a retry takes nothing from what the run before has seen.
     """
+    ages = [at - then for then, _ in earlier if then < at]
+    spans = [over]
+    if min((one for one in ages if one >= over), default=0.0) > 2 * over:
+        spans += sorted(one for one in ages if over / 2 <= one < over)[-1:]
+    found = [_average(earlier, at, now, span) for span in spans]
+    return max((one for one in found if one is not None), key=lambda one: one.mean, default=None)
+
+
+def _average(
+    earlier: Sequence[tuple[float, Sample]], at: float, now: Sample, over: float
+) -> Waited | None:
+    """Who waited since the newest sample that is so old, or else since the oldest."""
     lost = find_growth(
         [Reading(then, None, sample.lost) for then, sample in earlier],
         Reading(at, None, now.lost),
@@ -100,6 +129,26 @@ def average(
         if growth is not None and (growth.amount or name in now.aliases):
             means[name] = growth.amount / _SECOND / growth.seconds
     return Waited(lost.seconds, means, bool(lost.amount))
+
+
+def find_unserved(
+    earlier: Sequence[tuple[float, Sample]], at: float, now: Sample, over: float
+) -> dict[str, Unserved]:
+    """By alias, the requests since the oldest of the `earlier` samples of the last `over` seconds
+    (or else the last) after which none was passed on; those of clients that still wait are among
+    them. So a retry keeps what the run before has seen, until one is passed on.
+    """
+    recent = [one for one in earlier if at - one[0] <= over] or earlier[-1:]
+    found = {}
+    for name, (counters, *_) in now.aliases.items():
+        for then, sample in recent:
+            before = sample.aliases[name][_COUNTERS] if name in sample.aliases else []
+            if sample.lost != now.lost or len(before) != len(counters):
+                continue
+            if before[_RECEIVED] == counters[_RECEIVED]:
+                found[name] = Unserved(counters[_REQUESTS] - before[_REQUESTS], at - then)
+                break
+    return {name: one for name, one in found.items() if one.requests > 0}
 
 
 def parse_sample(data: object) -> Sample | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from check_pgsock.pgbouncer.console import Database, Pool, User, WaitingClient
+from check_pgsock.pooling.wait_time import Unserved
 from check_pgsock.text import clean, name_some, plural, say_top, write_seconds
 
 SESSION = "session"
@@ -19,6 +20,7 @@ _DOING = {
     "sv_active_cancel": "canceling",
     "sv_being_canceled": "being canceled",
 }
+_PAUSED = ("paused", "suspended")
 _NOT_IN_USE = ("sv_idle", "sv_used", "sv_login")
 
 
@@ -100,19 +102,67 @@ def wait_lines(waits: Sequence[PoolWait], pooler: Pooler, most: int) -> list[str
     return lines
 
 
-def client_lines(pools: Sequence[Pool], most: int) -> list[str]:
+def client_lines(pools: Sequence[Pool], too_few: bool, most: int) -> list[str]:
     """At most `most` lines: which pools have most clients of a process that has too many, and what
-    to do.
+    to do; or `too_few`, which takes no advice.
     """
     counts: dict[str, int] = {}
     for pool in pools:
         if pool.clients:
             name = f"pool {_name_of(pool)}"
             counts[name] = counts.get(name, 0) + pool.clients
+    lines = say_top(counts, str, "pools", "connected", most - 1)
+    if too_few:
+        return lines
     return [
-        *say_top(counts, str, "pools", "connected", most - 1),
+        *lines,
         "raise max_client_conn (and the limit of open files with it), or let these applications "
         "keep fewer connections",
+    ]
+
+
+def find_refusing(
+    unserved: Mapping[str, Unserved], pools: Sequence[Pool], pooler: Pooler
+) -> dict[str, Unserved]:
+    """The databases of `unserved` that refuse their clients: they have no server connection, and
+    more requests were not passed on than there are clients that wait.
+    """
+    found = {}
+    for name, one in unserved.items():
+        mine = [each for each in pools if each.database == name]
+        database = pooler.databases.get(name)
+        if pooler.state in _PAUSED or (database is not None and database.paused):
+            continue  # clients wait there, and give up
+        connected = any(each.logged_in for each in mine)
+        if not connected and one.requests > sum(each.waiting for each in mine):
+            found[name] = one
+    return found
+
+
+def describe_refusing(refusing: Mapping[str, Unserved]) -> str:
+    """`database shop refuses its clients: no server connection, and none of 12 requests in 60 s was
+    passed on`
+    """
+    names = name_some([clean(name, 63) for name in sorted(refusing)])
+    who = f"database {names} refuses its"
+    if len(refusing) > 1:
+        who = f"databases {names} refuse their"
+    requests = sum(one.requests for one in refusing.values())
+    span = write_seconds(max(one.seconds for one in refusing.values()))
+    asked = f"none of {requests} requests in {span} was"
+    if requests == 1:
+        asked = f"the one request in {span} was not"
+    return f"{who} clients: no server connection, and {asked} passed on"
+
+
+def note_unconnected(waits: Sequence[PoolWait]) -> list[str]:
+    """What the console does not tell where no pool has a server connection and nobody waits."""
+    if not waits or any(one.pool.connections or one.pool.waiting for one in waits):
+        return []
+    return [
+        "no pool has a server connection: nobody asks for one, or the server lets PgBouncer in no "
+        "more and clients are refused while they log in, which its console does not tell; a check "
+        "of the server, or a query through PgBouncer, does"
     ]
 
 
@@ -121,16 +171,12 @@ def advise(one: PoolWait, pooler: Pooler) -> str:
     database = pooler.databases.get(one.pool.database)
     user = pooler.users.get(one.pool.user)
     connections = one.pool.connections
-    if pooler.state in ("paused", "suspended"):
+    if pooler.state in _PAUSED:
         return f"PgBouncer is {pooler.state}: RESUME ends it"
     if database is not None and database.paused:
         return f"the database is paused: RESUME {clean(one.pool.database, 63)} ends it"
-    if connections == one.pool.servers["sv_login"]:
-        return (
-            "the server refuses them, cannot be reached or is slow to let in (PgBouncer's log says "
-            f"it; it tries again every {pooler.login_retry} s, server_login_retry), or all "
-            "databases are paused"
-        )
+    if not one.pool.logged_in:
+        return f"{say_no_login(pooler)}, or all databases are paused"
     if one.size and connections >= one.size:
         if one.pool.mode == SESSION:
             return (
@@ -160,6 +206,14 @@ def advise(one: PoolWait, pooler: Pooler) -> str:
     )
 
 
+def say_no_login(pooler: Pooler) -> str:
+    """Why a pool has no server connection that has logged in, though one is asked for."""
+    return (
+        "the server refuses PgBouncer, cannot be reached or is slow to let in (PgBouncer's log "
+        f"says it; it tries again every {pooler.login_retry} s, server_login_retry)"
+    )
+
+
 def note_databases(pooler: Pooler, names: Sequence[str]) -> list[str]:
     """What holds clients of databases back besides the size of a pool; of all without `names`."""
     paused, disabled, full = [], [], []
@@ -174,7 +228,7 @@ def note_databases(pooler: Pooler, names: Sequence[str]) -> list[str]:
         if 0 < one.max_clients <= one.clients:
             full.append(f"{called} ({one.clients} of {one.max_clients})")
     notes = []
-    if pooler.state in ("paused", "suspended"):
+    if pooler.state in _PAUSED:
         notes.append(f"PgBouncer is {pooler.state}: its clients wait until RESUME")
     for some, verbs, what in (
         (full, ("refuses", "refuse"), "more clients (max_db_client_connections)"),

@@ -9,8 +9,9 @@ How a transaction's time before its present statement was divided is not known. 
 doings leave open is in `lowest` and `highest`, the least and the greatest busy ratio.
 
 The window begins with a run of the same statistics, so long ago as is asked for; while there was
-too little activity since, with an earlier one, up to a day ago. Without such a run it is all that
-the statistics hold; its length is known only where their reset is.
+too little activity since, with an earlier one, up to a day ago; while none is so long ago, with the
+oldest one. On a first run it is all that the statistics hold; its length is known only where their
+reset is.
 """
 
 import math
@@ -21,13 +22,14 @@ from check_pgsock.postgres import statistics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Optional
 
     from check_pgsock.pooling.samples import History, Sample
 
 # How a window came about, besides those of `origins`.
 RECENT_RUNS = "recent runs"  # none as long ago as a window between two runs has to be
+OLDEST_RUN = "oldest run"  # none as long ago as is asked for
 ASKED = "asked"  # all that the statistics hold is what was asked for
 
 # By how much, and by how many seconds, a window holds more than its sessions can have done, before
@@ -44,11 +46,12 @@ class Window:
     `counted` is (active, idle) as the counters alone have it. `oldest` is the age of the oldest
     transaction at either end, `unseen` the sessions there whose doings cannot be seen. One that
     `is_late` holds more or less than its sessions did: some of it comes into the statistics late.
+    One that `is_early` is the past of a server that has only just taken another's place.
     """
 
     __slots__ = (
-        "active", "counted", "highest", "idle", "is_late", "lowest", "oldest", "origin", "seconds",
-        "unseen",
+        "active", "counted", "highest", "idle", "is_early", "is_late", "lowest", "oldest", "origin",
+        "seconds", "unseen",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +75,7 @@ class Window:
         self.idle = spent - self.active
         self.lowest = least / spent if spent else 0.0
         self.highest = most / spent if spent else 0.0
-        self.is_late = False
+        self.is_early = self.is_late = False
         if before is not None and seconds is not None:
             new = after.statistics.sessions - before.statistics.sessions
             possible = (before.backends + new) * seconds
@@ -113,17 +116,21 @@ def _thousandths(number: float) -> float:
 
 
 def choose_window(
-    history: "History", shortest: "Optional[float]", is_enough: "Callable[[Window], bool]"
+    history: "History",
+    since: "Optional[float]",
+    shortest: float,
+    is_enough: "Callable[[Window], bool]",
 ) -> Window:
     """The window that ends with the sample of now.
 
-    It begins with the newest one of the same statistics that is at least `shortest` ago (None: with
+    It begins with the newest one of the same statistics that is at least `since` ago (None: with
     their beginning) and has enough activity since; where none has, with the oldest of the day.
-    Where none is so long ago it is all that the statistics hold: a retry sees what the first run
-    saw.
+    Where none is so long ago it begins with the oldest, if that is `shortest` ago. Else it is all
+    that the statistics hold: a retry sees what the first run saw. That `is_early` where earlier
+    runs saw other statistics, unless it is known to have begun after them.
     """
     now = history.now
-    if shortest is None:
+    if since is None:
         return _since_beginning(now, ASKED)
     if history.earlier is None:
         return _since_beginning(now, NO_STATE)
@@ -132,7 +139,7 @@ def choose_window(
     chosen = None
     for one in history.same:
         seconds = now.taken - one.taken
-        if seconds < shortest:
+        if seconds < since:
             continue
         if chosen is not None and seconds > LONGEST:
             break
@@ -141,33 +148,37 @@ def choose_window(
             break
     if chosen is not None:
         return chosen
-    if history.same:
+    if history.same and now.taken - history.same[-1].taken >= shortest:
+        oldest = history.same[-1]
+        return Window(OLDEST_RUN, now.taken - oldest.taken, oldest, now)
+    others = [one.statistics for one in history.earlier if one not in history.same]
+    if not others:
         return _since_beginning(now, RECENT_RUNS)
-    before, after = history.earlier[-1].statistics, now.statistics
-    why = statistics.why_new(before, after)
-    # A clock that was set back, or counters that fell with no other reset: how long ago is that?
-    other_reset = before.stats_reset != after.stats_reset
-    dated = why != statistics.CLOCK_STEP and (why != statistics.RESET or other_reset)
-    return _since_beginning(now, why, dated)
+    why = RECENT_RUNS if history.same else statistics.why_new(others[-1], now.statistics)
+    reset = now.statistics.stats_reset
+    if reset is not None and others[-1].taken < reset < now.taken:
+        return _since_beginning(now, why)
+    window = Window(why, None, None, now)
+    window.is_early = True
+    return window
 
 
-def highest_load(history: "History") -> "Optional[float]":
-    """The greatest mean number of connections that transactions held from one run to a next,
-    within a day. None where no two runs tell.
+def between_runs(history: "History") -> "Iterator[tuple[float, Window]]":
+    """The windows from one run to a next within a day, but those that are late; each after how
+    many seconds ago it ended.
     """
-    highest, later = None, history.now
+    later = history.now
     for one in history.within(LONGEST):
         if later.taken - one.taken >= _SHORTEST_LOAD:
             window = Window(EARLIER_RUN, later.taken - one.taken, one, later)
             if not window.is_late:
-                highest = max(window.load or 0.0, highest or 0.0)
+                yield history.now.taken - later.taken, window
             later = one
-    return highest
 
 
-def _since_beginning(now: "Sample", origin: str, dated: bool = True) -> Window:
-    """Everything the statistics hold; `dated` unless their time of reset is not to be believed."""
+def _since_beginning(now: "Sample", origin: str) -> Window:
+    """Everything the statistics hold."""
     reset, seconds = now.statistics.stats_reset, None
-    if dated and reset is not None and now.taken > reset:
+    if reset is not None and now.taken > reset:
         seconds = now.taken - reset
     return Window(origin, seconds, None, now)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from check_pgsock.pooling.windows import Window
     from check_pgsock.postgres.parallelism import Launched
 
+# The share of what the server can run that is much work, seen from an average.
+_MUCH = 0.7
+
 
 def describe(pool: "Pool", terms: "Terms", may_grow: bool = True) -> str:
     """One pool in a sentence, without what is said of its window's origin. Where all pools together
@@ -23,10 +26,12 @@ def describe(pool: "Pool", terms: "Terms", may_grow: bool = True) -> str:
     if pool.outcome == pools.JUDGED:
         whole = " of whole sessions" if pool.is_session else ""
         return (
-            f"{_what(pool)} {_bounds(pool)}, it is {pool.size}{_advice(pool, may_grow)}; busy "
-            f"ratio{whole} {pool.ratio:.3f} over {_span(window)}{_doubt(pool)}"
+            f"{_what(pool)} {_bounds(pool)}, it is {pool.size}{_advice(pool, terms, may_grow)}; "
+            f"busy ratio{whole} {pool.ratio:.3f} over {_span(window)}{_doubt(pool)}"
         )
     what = f"{_what(pool)} of {plural(pool.size, 'connection')}"
+    if pool.outcome == pools.TOO_EARLY:
+        return f"too early to judge the {what}: {_why_early(window, terms)}"
     if pool.outcome == pools.UNRELIABLE and pool.ratio is None:
         return f"{what} cannot be judged: the statistics have nothing of {_span(window)}"
     if pool.outcome == pools.UNRELIABLE:
@@ -81,20 +86,25 @@ def _bounds(pool: "Pool") -> str:
     return f"may be {pool.needed} to {pool.allowed}"
 
 
-def _advice(pool: "Pool", may_grow: bool) -> str:
+def _advice(pool: "Pool", terms: "Terms", may_grow: bool) -> str:
     """What to do about a size outside its bounds."""
     if pool.allowed is None:
         return ""
+    tail = ""
     if pool.size > pool.allowed:
         if (pool.needed or 0) > pool.allowed:
-            return ": the server is too small for the work, or statements take too long"
+            if pool.is_locked:
+                return ": its statements wait for locks"
+            if pool.used >= _MUCH * terms.capacity:
+                return ": the server is too small for the work, or statements take too long"
+            tail = ", and clients wait briefly at times"
         verb = "lower"
     elif may_grow and pool.configured and pool.size < min(pool.needed or 0, pool.allowed):
         verb = "raise"
     else:
         return ""
     setting = pool.configured.setting if pool.configured and not pool.is_observed else ""
-    return f": {verb} {clean(setting) if setting else 'it'}"
+    return f": {verb} {clean(setting) if setting else 'it'}{tail}"
 
 
 def _span(window: "Window") -> str:
@@ -102,14 +112,26 @@ def _span(window: "Window") -> str:
     return "all that the statistics hold" if seconds is None else write_seconds(seconds)
 
 
-def describe_origin(window: "Window", since: "Optional[float]") -> "Optional[str]":
+def _why_early(window: "Window", terms: "Terms") -> str:
+    recent = f"no run on its statistics is {terms.shortest:g} s ago"
+    why = origins.WORDS.get(window.origin)
+    return f"{why}, and {recent}" if why else recent
+
+
+def describe_origin(window: "Window", terms: "Terms") -> "Optional[str]":
     """What is to be said of a window that does not simply begin with an earlier run."""
-    if window.origin == origins.EARLIER_RUN:
+    if window.origin == origins.EARLIER_RUN or window.is_early:
         return None
+    if window.origin == windows.OLDEST_RUN:
+        asked = write_seconds(terms.since or 0.0)
+        return (
+            f"no run on these statistics is {asked} ago (--since): judged over the {_span(window)} "
+            "since the first one"
+        )
     why = {
         **origins.WORDS,
         windows.ASKED: "since reset, as asked for",
-        windows.RECENT_RUNS: f"no run on these statistics is {since or 0:g} s ago (--since)",
+        windows.RECENT_RUNS: f"no run on these statistics is {terms.shortest:g} s ago",
     }[window.origin]
     if window.seconds is None:
         return f"{why}: judged over {_span(window)}, whose beginning is not known"
@@ -121,12 +143,37 @@ def describe_origin(window: "Window", since: "Optional[float]") -> "Optional[str
 def qualify(pool: "Pool", terms: "Terms") -> "list[str]":
     """What qualifies the numbers of a pool."""
     notes = [
-        describe_origin(pool.window, terms.since),
+        describe_origin(pool.window, terms),
         *describe_size(pool, terms),
+        describe_load(pool),
+        describe_locks(pool),
         describe_quality(pool),
         describe_unseen(pool),
     ]
     return [one for one in notes if one is not None]
+
+
+def describe_load(pool: "Pool") -> "Optional[str]":
+    """When the load was that asks for more than the pool has or may have; None where that was in
+    the window.
+    """
+    needed, ago = pool.needed or 0, pool.load_ago
+    if ago <= (pool.window.seconds or 0.0):
+        return None
+    if pool.allowed is None or needed <= min(pool.size, pool.allowed):
+        return None
+    return f"the load that asks for {plural(needed, 'connection')} was {write_seconds(ago)} ago"
+
+
+def describe_locks(pool: "Pool") -> "Optional[str]":
+    """That it is locks what statements wait for; None where it is not."""
+    if not pool.is_locked:
+        return None
+    wait = "waits for a lock" if pool.waiting == 1 else "wait for locks"
+    return (
+        f"{pool.waiting} of {plural(pool.active, 'active session')} {wait}: that is what to mend "
+        "first"
+    )
 
 
 def describe_quality(pool: "Pool") -> "Optional[str]":
@@ -152,8 +199,8 @@ def describe_unseen(pool: "Pool") -> "Optional[str]":
     if not pool.window.unseen:
         return None
     return (
-        f"{plural(pool.window.unseen, 'session')} of other roles hide what they do: their "
-        "statements and transactions count when they end, and parallel workers among them as "
+        f"what is done in {plural(pool.window.unseen, 'session')} of other roles cannot be seen: "
+        "statements and transactions there count when they end, and parallel workers as "
         "connections; grant pg_read_all_stats to the role of the check"
     )
 
@@ -162,7 +209,8 @@ def describe_size(pool: "Pool", terms: "Terms") -> "list[str]":
     """Where the judged size is from, where that is not simply what was named, and what qualifies
     it.
     """
-    seen = f"{plural(pool.seen, 'client backend')} at most seen within an hour"
+    within = "an hour" if pool.configured is None else "ten minutes"
+    seen = f"{plural(pool.seen, 'client backend')} at most seen within {within}"
     if pool.configured is None:
         return [
             f"the pool's size is {seen}; --pool-size, --console or --ini names the configured one"
@@ -185,20 +233,22 @@ def describe_parallelism(pool: "Pool") -> str:
     how = {
         pools.GIVEN: "as given",
         pools.MEASURED: "as seen on the database",
-        pools.MEASURED_ELSEWHERE: "as seen on all databases of the server",
         pools.ASSUMED: "assumed: too few statements were seen",
     }[pool.parallelism_is]
     return f"parallelism {pool.parallelism:g} {how}"
 
 
 def describe_workers(pool: "Pool", launched: "Optional[Launched]") -> "list[str]":
-    """Parallel workers that statements did not get, by the server's counters."""
-    if launched is None or launched.launched >= launched.wanted:
+    """Parallel workers that statements got, or did not get, by the server's counters."""
+    if launched is None or not launched.wanted:
         return []
+    got = f"{launched.launched} of the {launched.wanted}"
+    tail = ": see max_parallel_workers"
+    if launched.launched >= launched.wanted:
+        got, tail = f"the {launched.wanted}", ""
     return [
-        f"statements on database {clean(pool.name)} got {launched.launched} of the "
-        f"{launched.wanted} parallel workers that they wanted since the statistics were reset: "
-        "see max_parallel_workers"
+        f"statements on database {clean(pool.name)} got {got} parallel workers that they wanted "
+        f"since the statistics were reset{tail}"
     ]
 
 

@@ -40,6 +40,8 @@ class Client:
     def __init__(self, connection: "psycopg.Connection[Any]", deadline: Deadline) -> None:
         self._connection = connection
         self._deadline = deadline
+        self.host = connection.info.host  # as the DSN names it
+        self.user = connection.info.user  # as we called ourselves; a pooler may force another
 
     @property
     def version(self) -> str:
@@ -120,7 +122,7 @@ class Client:
         at = f"{info.host or 'local'} port {info.port}"
         what = "the console of PgBouncer" if self.is_console else "PostgreSQL"
         return (
-            f"{what} {clean(self.version)} at {clean(at, 200)}, as role {clean(info.user)}, "
+            f"{what} {clean(self.version)} at {clean(at, 200)}, as role {clean(self.user)}, "
             f"by psycopg {psycopg.__version__} ({libpq.__impl__}, libpq {libpq.version()})"
         )
 
@@ -210,11 +212,11 @@ def _open(
         )
         if not console:
             connection.read_only = True
+        return Client(connection, deadline)
     except psycopg.Error as error:
         raise sentence_of(f"{whom} cannot be reached", error, option) from None
     except (UnicodeError, ValueError, OSError) as error:
         raise SourceError(f"{whom} cannot be reached: {clean(str(error), 300)}") from None
-    return Client(connection, deadline)
 
 
 def _parse(conninfo: str, option: str) -> "dict[str, Any]":

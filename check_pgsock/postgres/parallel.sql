@@ -1,7 +1,8 @@
 -- One look at the statements that execute now, the parallel workers at work for them, and the
--- sessions idle in a transaction, by database; not this session's. hidden: without pg_read_all_stats all of that is NULL for other
--- roles' sessions, and with track_activities off it is not kept. (A session that is starting has no
--- state, either, but a backend_type.)
+-- sessions idle in a transaction, by database; not those of checks, as in pool_backends.sql.
+-- hidden: without pg_read_all_stats all of that is NULL for other roles' sessions, and with
+-- track_activities off it is not kept. (A session that is starting has no state, either, but a
+-- backend_type.)
 SELECT s.datid::int8 AS oid,
        count(*) FILTER (WHERE s.executes)::int8 AS leaders,
        coalesce(sum(w.workers) FILTER (WHERE s.executes), 0)::int8 AS workers,
@@ -15,6 +16,7 @@ SELECT s.datid::int8 AS oid,
                     END AS executes
           FROM pg_stat_activity
          WHERE pid <> pg_backend_pid()
+           AND NOT (usename = session_user AND starts_with(application_name, 'check_pgsock_'))
            AND datid IS NOT NULL
            AND usesysid IS NOT NULL) s
   LEFT JOIN (SELECT leader_pid, count(*) AS workers

@@ -75,7 +75,7 @@ def parallelism(looks: Looks) -> "Optional[float]":
 
 
 def add(several: "Iterable[Looks]") -> Looks:
-    """The sum of looks: at the databases of a server, or in the runs of a window."""
+    """The sum of looks, as of those in the runs of a window."""
     total = NONE_SEEN
     for one in several:
         total = Looks(*(a + b for a, b in zip(total, one)))

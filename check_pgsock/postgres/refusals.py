@@ -20,6 +20,9 @@ _DATABASE_LIMIT = "too many connections for database"
 _ROLE_LIMIT = "too many connections for role"
 # What PgBouncer says to a user that is in neither of its lists (admin_post_login, src/admin.c).
 _NOT_ALLOWED = "not allowed"
+# What it says, or lets pass in silence, where a user of its console is not in auth_file: measured
+# with 1.23 to 1.25, 1.12, and 1.16 to 1.19.
+_NOT_IN_FILE = ("bouncer config error", "no such user", "timeout expired")
 # What psycopg says of a wrapper that is not installed, or that finds no libpq.
 _NO_LIBPQ = (
     "No module named 'psycopg_",
@@ -52,6 +55,12 @@ def sentence_of(what: str, error: "psycopg.Error", option: str = "--dsn") -> Sou
         return SourceError(
             f"{what}: {line}: its user is in neither stats_users nor admin_users of PgBouncer; add "
             "it to stats_users, which suffices, and RELOAD"
+        )
+    if "console" in what and line.endswith(_NOT_IN_FILE):
+        return SourceError(
+            f"{what}: {line}; see to host and port in {option}, and to its user, who has to be in "
+            "PgBouncer's auth_file: auth_query finds nobody for the console, unless auth_dbname "
+            "names a database (PgBouncer 1.19 and later)"
         )
     return SourceError(f"{what}: {line}; see to the server, {option} and the role's rights")
 

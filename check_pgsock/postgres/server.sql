@@ -5,4 +5,5 @@ SELECT pg_backend_pid() AS backend_pid,
        extract(epoch FROM pg_postmaster_start_time())::float8 AS postmaster_start,
        host(inet_server_addr()) AS address,
        inet_server_port() AS port,
+       current_setting('port')::int AS listens_at,  -- over a Unix socket, too
        current_database() AS database

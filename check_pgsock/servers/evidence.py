@@ -20,10 +20,12 @@ from check_pgsock.servers.forwards import find_forward
 from check_pgsock.servers.limits import parse_arguments
 from check_pgsock.servers.programs import (
     FORWARDER,
+    PGBOUNCER,
     POOLERS,
     POSTGRESQL,
     may_hold,
     only_forwards,
+    pooler_of,
 )
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class Candidate:
     @functools.cached_property
     def ini(self) -> Ini | None:
         """Its configuration file; None where it has none that can be read."""
-        if self.process.command != "pgbouncer":
+        if pooler_of(self.process.command) != PGBOUNCER:
             return None
         try:
             return read_process_ini(self._table, self.process)
@@ -157,5 +159,5 @@ def _support(candidate: Candidate, one: Endpoint) -> str | None:
     if candidate.ini is not None:
         settings = candidate.ini.settings
         return BY_INI if names_listener(settings, one.address, port, one.directory) else None
-    usual = _USUAL_PORTS.get(process.command)
+    usual = _USUAL_PORTS.get(pooler_of(process.command))
     return BY_USUAL_PORT if port == usual else BY_EXCLUSION

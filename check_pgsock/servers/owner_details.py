@@ -13,7 +13,7 @@ from check_pgsock.pgbouncer.process import read_process_ini
 from check_pgsock.servers import limits
 from check_pgsock.servers.auto_limit import LimitReader
 from check_pgsock.servers.limits import LimitUnknown
-from check_pgsock.servers.programs import POOLER, POSTGRESQL
+from check_pgsock.servers.programs import PGBOUNCER, POOLER, POSTGRESQL, pooler_of
 
 if TYPE_CHECKING:
     from check_pgsock.processes import Process
@@ -64,7 +64,7 @@ def read_details(view: View, one: Endpoint, backlog: int | None) -> Details:
             _read_postgresql_limit(view, one, process, backlog, found)
         else:
             found.unseen["limit"] = "whose server it is is not proven"
-    elif process.command == "pgbouncer":
+    elif pooler_of(process.command) == PGBOUNCER:
         _read_pgbouncer(view, process, found)
     elif owner.kind == POOLER:
         found.configuration_file = _find_configuration(process.arguments)

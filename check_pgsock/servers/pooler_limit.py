@@ -3,6 +3,7 @@
 from check_pgsock.errors import SourceError
 from check_pgsock.servers import limits
 from check_pgsock.servers.limits import Limit
+from check_pgsock.servers.programs import PGBOUNCER, pooler_of
 from check_pgsock.sessions.holders import find_holders
 from check_pgsock.text import clean
 
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from check_pgsock.processes import ProcessTable
     from check_pgsock.servers.leg_owner import Target
     from check_pgsock.view import View
-
-
-PGBOUNCER = "pgbouncer"
 
 
 class PoolerLimit(Limit):
@@ -43,7 +41,9 @@ def read_pooler_limit(
     inodes = {one.inode for one in target.all}
     users = {one.uid for one in target.all if one.uid is not None}
     holders = find_holders(table, inodes, users)
-    if holders.keys() != inodes or any(one.command != PGBOUNCER for one in holders.values()):
+    if holders.keys() != inodes:
+        return None
+    if any(pooler_of(one.command) != PGBOUNCER for one in holders.values()):
         return None
     from check_pgsock.pgbouncer.process import read_process_ini  # few endpoints get here
 
@@ -90,7 +90,7 @@ def explain_unread(view: "View", target: "Target") -> "Optional[limits.LimitUnkn
         return None
     owner = poolers[0]
     whose = f"its owner is {describe_owner(view, owner)}"
-    if owner.command != PGBOUNCER:
+    if pooler_of(owner.command) != PGBOUNCER:
         return limits.unknown(target.name, f"{whose}, a pooler whose limit is not known here")
     return limits.unknown(
         target.name,

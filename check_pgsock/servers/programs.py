@@ -25,6 +25,7 @@ POOLERS = {
     "pgdog": 6432,
     "pgpool": 9999,
 }
+PGBOUNCER = "pgbouncer"
 # Forwarders into the network namespace of a container, or into a virtual machine.
 CONTAINER_FORWARDERS = frozenset((
     "docker-proxy", "gvproxy", "passt", "passt.avx2", "pasta", "pasta.avx2", "rootlesskit",
@@ -48,11 +49,20 @@ def kind_of(command: str) -> "Optional[str]":
     """POSTGRESQL, POOLER or FORWARDER; None for any other program."""
     if command in POSTGRES_COMMANDS:
         return POSTGRESQL
-    if command in POOLERS:
+    if pooler_of(command) in POOLERS:
         return POOLER
     if command in PLAIN_FORWARDERS or command in OTHER_FORWARDERS:
         return FORWARDER
     return None
+
+
+def pooler_of(command: str) -> str:
+    """The name of a pooler whose program is called by its version as well, as one is that was
+    installed beside another (pgbouncer-1.25, pgbouncer_1_25_2); else the name as it is.
+    """
+    name = command.rstrip("-_.0123456789")
+    version = command[len(name) :].strip("-_.")
+    return name if version and name in POOLERS else command
 
 
 def only_forwards(command: str) -> bool:
@@ -83,4 +93,4 @@ def may_hold(command: str, uid: int, port: int, listener_uid: int) -> bool:
         return True
     if listener_uid != 0 or command in POSTGRES_COMMANDS or command in _USERS_FORWARDERS:
         return False
-    return POOLERS.get(command, port) == port
+    return POOLERS.get(pooler_of(command), port) == port

@@ -25,9 +25,10 @@ is a server connection of that kind, or one over a Unix socket, busy for sure.
 from collections import namedtuple
 
 from check_pgsock.errors import SourceError
-from check_pgsock.servers.listener_owners import describe_owner, find_owners
+from check_pgsock.servers.listener_owners import describe_owner, describe_process, find_owners
 from check_pgsock.servers.programs import POOLER
 from check_pgsock.sessions.activity import UNKNOWN, judge_activity
+from check_pgsock.sessions.holders import find_holders
 from check_pgsock.sessions.states import ACTIVE
 from check_pgsock.sockets.model import ESTABLISHED, Query
 
@@ -119,6 +120,13 @@ def estimate_waiting(view: "View", ports: "Sequence[int]") -> Estimate:
 def _require_pooler(view: "View", listener: "Listener", owner: "Optional[Owner]") -> "Owner":
     """The owner of a listener; raises SourceError where that is no pooler."""
     if owner is None:
+        uids = set() if listener.uid is None else {listener.uid}
+        for one in find_holders(view.processes(), [listener.inode], uids).values():
+            raise SourceError(
+                f"on port {listener.port} listens {describe_process(view, one.pid, one.command)}, "
+                "which by its name is no pooler that is known here: name the pooler's port, or ask "
+                "PgBouncer's console (--dsn)"
+            )
         raise SourceError(
             f"whether a pooler listens on port {listener.port} is not known: run the check as root "
             "or as the pooler's user, or ask PgBouncer's console (--dsn)"

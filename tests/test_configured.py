@@ -289,6 +289,8 @@ def test_users_say_nothing_of_forced_ones_before_1_23() -> None:
     assert [one.pool_mode for one in found.pools if one.user == "jobs"] == ["session"]
     tables["databases"].append({**tables["databases"][1], "name": "more", "max_connections": 0})
     tables["config"].append({"key": "max_user_connections", "value": "5"})
+    jobs = next(one for one in tables["pools"] if one["database"] == "jobs")
+    tables["pools"].append({**jobs, "database": "more"})
     # Three users of shop, and the forced one of jobs and that of more.
     assert console(tables).pools_of("shop").size == 15 + 5 + 5
 
@@ -329,8 +331,8 @@ def test_entries_that_lead_to_several_servers() -> None:
     )
     for hosts, port, size, notes in (
         ((), None, 31, 1),
-        (("10.0.0.1",), None, 1 + 4 + 8, 1),
-        (("10.0.0.1",), 5432, 1 + 8, 1),
+        (("10.0.0.1",), None, 1, 1),
+        (("10.0.0.1",), 5432, 1, 1),
         (("10.0.0.2", "db"), 5432, 2 + 8, 0),
         (("10.0.0.3",), 5432, 31 - 4, 1),
         (("10.0.0.3",), 5434, 31, 2),
@@ -342,7 +344,7 @@ def test_entries_that_lead_to_several_servers() -> None:
         found = configured.pools_of("shop", users=["app"], hosts=hosts, port=port)
         assert (found.size, len(found.notes)) == (size, notes), (hosts, port)
     found = configured.pools_of("shop", users=["app"], hosts=["10.0.0.1"], port=5432)
-    assert found.notes == ("named may lead to this server: counted, too",)
+    assert found.notes == ("named: taken for another server, by the name of its host",)
 
 
 def test_the_port_tells_servers_apart_before_the_address() -> None:
@@ -388,9 +390,10 @@ def test_a_pool_counts_while_it_has_a_connection(column: str) -> None:
     assert (found.size, found.left_out) == (30, ())
 
 
-def test_where_no_pool_is_in_use_all_count() -> None:
+def test_where_no_pool_is_in_use_the_largest_counts() -> None:
+    """A pool does not grow by the last client's leaving."""
     found = console_of(used("app"), used("dba")).pools_of("shop")
-    assert (found.size, found.left_out, found.in_use) == (30, (), False)
+    assert (found.size, found.left_out, found.in_use) == (15, ("shop/dba",), False)
 
 
 def test_a_console_that_does_not_tell_connections_is_no_pool_out_of_use() -> None:

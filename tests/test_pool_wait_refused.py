@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from check_pgsock.pgbouncer.console import Database, Pool
+from check_pgsock.pgbouncer.console import Database, Pool, User
 from check_pgsock.pgsock.lab.pgbouncer import PgBouncerServer
 from check_pgsock.pgsock.lab.postgres import PostgresServer
 from check_pgsock.pgsock.lab.wire import WireError
@@ -27,6 +27,7 @@ from tests.test_pool_wait import FIRST_RUN, PREFIX, console, perfdata, state
 __all__ = ["state"]
 
 OPEN = Database(20, 0, 20, 0, 0, False, False)
+FULL = OPEN._replace(max_connections=2, connections=2)
 POOLER = Pooler({"shop": OPEN}, {}, "active", "15")
 UNCONNECTED = (
     "no pool has a server connection: nobody asks for one, or the server lets PgBouncer in no more "
@@ -43,11 +44,12 @@ class History:
     def __init__(self) -> None:
         self.samples: list[tuple[float, Sample]] = []
 
-    def run(self, at: float, requests: int, received: int) -> Unserved | None:
+    def run(self, at: float, requests: int, received: int, paused: bool = False) -> Unserved | None:
         """A run's look at the counters."""
         before = self.samples[-1][1] if self.samples else None
         counters = {"shop": [0, requests, requests, received, 0]}
-        sample = take_sample(before, 60, len(self.samples) + 1, counters, {})
+        names = ["shop"] if paused else []
+        sample = take_sample(before, 60, len(self.samples) + 1, counters, {}, names)
         found = find_unserved(self.samples, at, sample, 300).get("shop")
         self.samples.append((at, sample))
         return found
@@ -57,12 +59,12 @@ def test_requests_of_which_none_was_passed_on() -> None:
     history = History()
     assert history.run(0, 100, 5000) is None
     assert history.run(60, 110, 5500) is None
-    assert history.run(120, 130, 5500) == (20, 60)
+    assert history.run(120, 130, 5500) == Unserved(20, 60, True)
     # A retry keeps it, though nobody has asked since, and so do runs for --over seconds.
-    assert history.run(150, 130, 5500) == (20, 90)
-    assert history.run(360, 130, 5500) == (20, 300)
+    assert history.run(150, 130, 5500) == Unserved(20, 90, False)
+    assert history.run(360, 130, 5500) == Unserved(20, 300, False)
     assert history.run(420, 130, 5500) is None
-    assert history.run(480, 131, 5500) == (1, 120)
+    assert history.run(480, 131, 5500) == Unserved(1, 120, True)
     # One that was passed on ends it.
     assert history.run(490, 140, 5501) is None
     assert history.run(500, 140, 5501) is None
@@ -71,7 +73,33 @@ def test_requests_of_which_none_was_passed_on() -> None:
 def test_runs_that_were_missing() -> None:
     history = History()
     history.run(0, 100, 5000)
-    assert history.run(DAY, 130, 5000) == (30, DAY)
+    assert history.run(DAY, 130, 5000) == Unserved(30, DAY, True)
+
+
+def test_a_retry_within_a_minute_of_the_last_request_is_no_less() -> None:
+    history = History()
+    history.run(0, 100, 5000)
+    assert history.run(20, 130, 5000) == Unserved(30, 20, True)
+    assert history.run(50, 130, 5000) == Unserved(30, 50, True)
+    assert history.run(80, 130, 5000) == Unserved(30, 80, False)
+
+
+def test_what_was_asked_while_paused_is_not_refused() -> None:
+    history = History()
+    history.run(0, 100, 5000)
+    history.run(60, 105, 5000, paused=True)
+    assert history.run(120, 105, 5000) is None
+    assert history.run(180, 106, 5000) == Unserved(1, 60, True)
+
+
+def test_counters_of_another_alias_that_began_anew_take_nothing() -> None:
+    def counters(shop: int, low: int) -> dict[str, list[int]]:
+        return {"shop": [0, shop, shop, 70, 0], "low": [0, low, low, low, 0]}
+
+    first = take_sample(None, 0, 1, counters(10, 9), {})
+    then = take_sample(first, 60, 2, counters(15, 9), {})
+    now = take_sample(then, 60, 3, counters(17, 1), {})
+    assert find_unserved([(0, first), (60, then)], 120, now, 300)["shop"] == (7, 120, True)
 
 
 def test_counters_that_began_anew_tell_nothing() -> None:
@@ -104,6 +132,8 @@ def pool(waiting: int = 0, **servers: int) -> Pool:
         ([pool()], POOLER._replace(state="paused"), False),
         ([pool()], POOLER._replace(databases={"shop": OPEN._replace(paused=True)}), False),
         ([pool()], POOLER._replace(databases={}), True),
+        ([pool()], POOLER._replace(databases={"shop": FULL}), False),
+        ([pool()], POOLER._replace(users={"app": User(False, 2, 2)}), False),
     ],
 )
 def test_who_refuses(pools: list[Pool], pooler: Pooler, refuses: bool) -> None:
@@ -119,6 +149,10 @@ def test_refusals_in_words() -> None:
     assert describe_refusing({"shop": Unserved(1, 5)}) == (
         "database shop refuses its clients: no server connection, and the one request in 5.0 s was "
         "not passed on"
+    )
+    assert describe_refusing({"shop": Unserved(12, 60, False)}) == (
+        "database shop refused its clients, and nobody has asked again since: none of 12 requests "
+        "in 60 s was passed on"
     )
     assert describe_refusing({"web\n": Unserved(3, 60), "shop": Unserved(4, 120)}) == (
         "databases shop, web  refuse their clients: no server connection, and none of 7 requests "
@@ -193,7 +227,7 @@ REFUSED = (
     "4 requests in # s was passed on; no client waits in 1 pool; # waited on average over # s; 0 "
     f"of 100 client connections | {perfdata('#', 0, 0, ratio=True)}the server refuses PgBouncer, "
     "cannot be reached or is slow to let in (PgBouncer's log says it; it tries again every # s, "
-    "server_login_retry)\n",
+    "server_login_retry), or all databases are paused\n",
 )
 
 

@@ -22,7 +22,8 @@ socket. A slot that is refused is CRITICAL, without perfdata.
 
 Where the server lets PgBouncer in no more, clients are refused at once and nobody waits. A database
 without a server connection is CRITICAL then: earlier runs tell that there were requests since, and
-none was passed on. Clients that are refused while they log in (auth_query; PgBouncer before 1.17)
+none was passed on; where nobody has asked again since the last run, nor within a minute, it is
+WARNING, for --over seconds at most. Clients that are refused while they log in (auth_query; PgBouncer before 1.17)
 leave no trace on the console, nor do sockets tell: OK, with a line where no pool has a server
 connection; a check of the server itself, or a query through PgBouncer, tells more.
 
@@ -132,7 +133,7 @@ def ask(run: Run) -> Report:
         who=lambda: found.who(alerts, too_few, WHO_LINES),
         told=found.told,
         details=found.details,
-        floor=("critical", "") if found.refusing else None,
+        floor=found.floor,
         commit=found.commit,
         unknown=found.unknown,
     )

@@ -26,7 +26,8 @@ class Use(NamedTuple):
 
 def keep_used(alias: Alias, own: Collection[str]) -> Alias:
     """The alias with those of its pools alone that are in use, not counting those of the check's
-    `own` roles: PgBouncer keeps a pool for whoever connected once. Where none is, all are kept.
+    `own` roles: PgBouncer keeps a pool for whoever connected once. Where none is, all others are
+    kept.
     """
     others = [one for one in alias.users if not _is_own(alias, one, own)] or list(alias.users)
     used = [one for one in others if _is_used(alias, one)]
@@ -82,19 +83,15 @@ def choose_server(
             "known: all are counted"
         )
         return left
-    # An entry may name the server in another way; a name besides the one that we know it by, too,
-    # is more likely to be another's.
+    # A name besides what we know it by is more likely another's than one more of its own.
     named = [
         one
         for one in left
         if one not in certain and any(not _is_literal(host) for host in one.hosts)
     ]
-    if named and any(not _is_literal(host) for one in certain for host in one.hosts):
-        notes.append(f"{_names(named)}: taken for another server, by the name of its host")
-        return certain
     if named:
-        notes.append(f"{_names(named)} may lead to this server: counted, too")
-    return [one for one in left if one in certain or one in named]
+        notes.append(f"{_names(named)}: taken for another server, by the name of its host")
+    return certain
 
 
 def _names(aliases: list[Alias]) -> str:

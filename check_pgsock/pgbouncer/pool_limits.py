@@ -128,8 +128,12 @@ class Configured(NamedTuple):
             why = f"no entry in {self.source} leads to database {clean(database)}"
             return ConfiguredPools(None, 0, why, (), (), ())
         aliases = [keep_used(one, own) for one in leading]
+        used = [one for one in aliases if is_in_use(one, own)]
+        aliases = used or aliases
         known = sorted(set(users) - {one.forced for one in aliases})
         owned = [each for one in aliases for each in self._pools(one, known)]
+        if not (used or known):  # nobody's at the moment, and so the size of any of them at most
+            owned = [max(owned, key=lambda each: each[0].size or math.inf)]
         pools = tuple(pool for pool, _ in owned)
         found = ConfiguredPools(
             size=None,
@@ -139,12 +143,12 @@ class Configured(NamedTuple):
             capped_by=(),
             notes=(),
             left_out=tuple(
-                clean(f"{all_of.name}/{user}")
-                for all_of, kept in zip(leading, aliases)
-                for user in (*all_of.users, *all_of.askers)
-                if user not in (*kept.users, *kept.askers)
+                clean(one.name if user is None else f"{one.name}/{user}")
+                for one in leading
+                for user in ((*one.users, *one.askers) or (None,))
+                if not any(pool.alias == one.name and user in (None, pool.user) for pool in pools)
             ),
-            in_use=any(is_in_use(one, own) for one in aliases),
+            in_use=bool(used),
             held=_count_held(aliases, pools),
         )
         names = _list(one.alias for one in pools if one.user is None)

@@ -77,6 +77,14 @@ class ConsoleWaits:
         """Seconds for which the first of them has; 0 where none waits."""
         return self.waits[0].seconds if self.waits else 0.0
 
+    @property
+    def floor(self) -> tuple[str, str] | None:
+        """The least state, with no reason besides the headline: where clients are refused."""
+        if not self.refusing:
+            return None
+        recent = any(one.is_recent for one in self.refusing.values())
+        return ("critical" if recent else "warning", "")
+
     def describe(self) -> str:
         """Who is refused, and the pool whose first client has waited longest, in words."""
         waits = self._describe_waits()
@@ -107,6 +115,10 @@ class ConsoleWaits:
         if alerts:
             lines += client_lines(self.pools, too_few, most // 2)
         return lines + wait_lines(self.waits, self._pooler, most - len(lines))
+
+    def paused(self) -> list[str]:
+        """The databases that are paused."""
+        return [name for name in self._pooler.databases if self._pooler.is_paused(name)]
 
     def compare(self, unserved: Mapping[str, Unserved]) -> None:
         """Take over what became of requests since earlier runs."""
@@ -204,7 +216,7 @@ def _add_average(
     }
     before, passed = (earlier[-1][1], taken - earlier[-1][0]) if earlier else (None, 0.0)
     asked = console.parse_console_queries(stats)
-    sample = wait_time.take_sample(before, passed, asked, chosen, waits)
+    sample = wait_time.take_sample(before, passed, asked, chosen, waits, found.paused())
     found.compare(wait_time.find_unserved(earlier, taken, sample, options.over))
     found.average = wait_time.average(earlier, taken, sample, options.over)
     if found.average is None:

@@ -19,7 +19,7 @@ all that its console tells of clients that it refuses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from check_pgsock.history import Reading, find_growth
@@ -27,6 +27,8 @@ from check_pgsock.history import Reading, find_growth
 _SECOND = 10**6  # microseconds
 _COUNTERS, _WAITED = 0, 2  # places of what a sample has of each alias
 _REQUESTS, _RECEIVED = 2, 3  # places of console.parse_counters()
+_PAUSED = -1  # what a sample has for the bytes of a paused alias: its clients wait, and give up
+_RECENT = 60.0  # seconds
 
 
 class Sample(NamedTuple):
@@ -55,10 +57,13 @@ class Waited(NamedTuple):
 
 
 class Unserved(NamedTuple):
-    """Requests of an alias in so many seconds, of which none was passed on to a server."""
+    """Requests of an alias in so many seconds, of which none was passed on to a server;
+    `is_recent`: some of them since the last run, or a minute ago at most.
+    """
 
     requests: int
     seconds: float
+    is_recent: bool = True
 
 
 def take_sample(
@@ -67,11 +72,12 @@ def take_sample(
     asked: int,
     counters: Mapping[str, Sequence[int]],
     waits: Mapping[str, Sequence[float]],
+    paused: Collection[str] = (),
 ) -> Sample:
     """The sample of a run, `passed` seconds after that of the run `before`, if there was one.
 
     `asked` and `counters` are those of SHOW STATS, `waits` the seconds that each client has waited,
-    by alias.
+    by alias; `paused` are the aliases that are.
     """
     known = {} if before is None else before.aliases
     restarted = before is not None and asked <= before.asked
@@ -88,7 +94,10 @@ def take_sample(
             gained = (now[0] - begun[0]) / _SECOND + sum(own) - pending
             least = sum(min(one, passed) for one in own)
             waited += round(max(gained, least) * _SECOND)
-        aliases[name] = [list(now), sum(own), waited]
+        kept = list(now)
+        if name in paused and len(kept) > _RECEIVED:
+            kept[_RECEIVED] = _PAUSED
+        aliases[name] = [kept, sum(own), waited]
     return Sample(asked, (0 if before is None else before.lost) + lost, aliases)
 
 
@@ -138,17 +147,22 @@ def find_unserved(
     (or else the last) after which none was passed on; those of clients that still wait are among
     them. So a retry keeps what the run before has seen, until one is passed on.
     """
-    recent = [one for one in earlier if at - one[0] <= over] or earlier[-1:]
     found = {}
     for name, (counters, *_) in now.aliases.items():
-        for then, sample in recent:
-            before = sample.aliases[name][_COUNTERS] if name in sample.aliases else []
-            if sample.lost != now.lost or len(before) != len(counters):
-                continue
-            if before[_RECEIVED] == counters[_RECEIVED]:
-                found[name] = Unserved(counters[_REQUESTS] - before[_REQUESTS], at - then)
+        requests, received = counters[_REQUESTS:][:2]
+        since, before, is_recent = at, requests, False
+        for then, sample in reversed(earlier):
+            began = sample.aliases[name][_COUNTERS] if name in sample.aliases else ()
+            if len(began) != len(counters) or began[_RECEIVED] != received:
+                break  # one was passed on, or it was paused
+            if began[_REQUESTS] > before or (at - then > over and since < at):
                 break
-    return {name: one for name, one in found.items() if one.requests > 0}
+            since, before = then, began[_REQUESTS]
+            if at - since <= _RECENT or sample is earlier[-1][1]:
+                is_recent = before < requests
+        if before < requests:
+            found[name] = Unserved(requests - before, at - since, is_recent)
+    return found
 
 
 def parse_sample(data: object) -> Sample | None:

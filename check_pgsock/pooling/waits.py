@@ -46,6 +46,11 @@ class Pooler(NamedTuple):
     state: str  # active, paused or suspended; empty where it is not told
     login_retry: str  # server_login_retry, seconds
 
+    def is_paused(self, database: str) -> bool:
+        """Whether it is, or all are, as far as that is told."""
+        one = self.databases.get(database)
+        return self.state in _PAUSED or (one is not None and one.paused)
+
 
 def find_waits(
     pools: Sequence[Pool], clients: Sequence[WaitingClient], pooler: Pooler
@@ -125,18 +130,18 @@ def find_refusing(
     unserved: Mapping[str, Unserved], pools: Sequence[Pool], pooler: Pooler
 ) -> dict[str, Unserved]:
     """The databases of `unserved` that refuse their clients: they have no server connection, and
-    more requests were not passed on than there are clients that wait.
+    more requests were not passed on than there are clients that wait. Where some do now, those of
+    which that is only known of an earlier run are left out.
     """
     found = {}
     for name, one in unserved.items():
         mine = [each for each in pools if each.database == name]
-        database = pooler.databases.get(name)
-        if pooler.state in _PAUSED or (database is not None and database.paused):
+        if pooler.is_paused(name) or any(_find_full(each, pooler) for each in mine):
             continue  # clients wait there, and give up
         connected = any(each.logged_in for each in mine)
         if not connected and one.requests > sum(each.waiting for each in mine):
             found[name] = one
-    return found
+    return {name: one for name, one in found.items() if one.is_recent} or found
 
 
 def describe_refusing(refusing: Mapping[str, Unserved]) -> str:
@@ -152,6 +157,9 @@ def describe_refusing(refusing: Mapping[str, Unserved]) -> str:
     asked = f"none of {requests} requests in {span} was"
     if requests == 1:
         asked = f"the one request in {span} was not"
+    if not any(one.is_recent for one in refusing.values()):
+        who = who.replace("refuses", "refused").replace("refuse ", "refused ")
+        return f"{who} clients, and nobody has asked again since: {asked} passed on"
     return f"{who} clients: no server connection, and {asked} passed on"
 
 
@@ -169,14 +177,16 @@ def note_unconnected(waits: Sequence[PoolWait]) -> list[str]:
 def advise(one: PoolWait, pooler: Pooler) -> str:
     """Why clients of this pool wait, and what to do."""
     database = pooler.databases.get(one.pool.database)
-    user = pooler.users.get(one.pool.user)
     connections = one.pool.connections
     if pooler.state in _PAUSED:
         return f"PgBouncer is {pooler.state}: RESUME ends it"
     if database is not None and database.paused:
         return f"the database is paused: RESUME {clean(one.pool.database, 63)} ends it"
+    full = _find_full(one.pool, pooler)
+    if full and not (one.size and connections >= one.size):
+        return full
     if not one.pool.logged_in:
-        return f"{say_no_login(pooler)}, or all databases are paused"
+        return say_no_login(pooler)
     if one.size and connections >= one.size:
         if one.pool.mode == SESSION:
             return (
@@ -188,6 +198,17 @@ def advise(one: PoolWait, pooler: Pooler) -> str:
             "shorter transactions, or a larger pool_size; check_pgsock_pool_size says what it may "
             "be"
         )
+    if one.size is None:
+        return "shorter transactions, or a larger pool"
+    return (
+        "PgBouncer opens further ones, one after the other; where they go on waiting, logins at "
+        "the server are slow or fail"
+    )
+
+
+def _find_full(pool: Pool, pooler: Pooler) -> str:
+    """The limit besides its size that keeps a pool from opening a server connection, in words."""
+    database, user = pooler.databases.get(pool.database), pooler.users.get(pool.user)
     if database is not None and 0 < database.max_connections <= database.connections:
         return (
             f"{database.connections} of {database.max_connections} server connections of the "
@@ -198,19 +219,15 @@ def advise(one: PoolWait, pooler: Pooler) -> str:
             f"{user.connections} of {user.max_connections} server connections of the user are "
             "open: max_user_connections"
         )
-    if one.size is None:
-        return "shorter transactions, or a larger pool"
-    return (
-        "PgBouncer opens further ones, one after the other; where they go on waiting, logins at "
-        "the server are slow or fail"
-    )
+    return ""
 
 
 def say_no_login(pooler: Pooler) -> str:
     """Why a pool has no server connection that has logged in, though one is asked for."""
+    paused = "" if pooler.state else ", or all databases are paused"  # told from 1.19 on
     return (
         "the server refuses PgBouncer, cannot be reached or is slow to let in (PgBouncer's log "
-        f"says it; it tries again every {pooler.login_retry} s, server_login_retry)"
+        f"says it; it tries again every {pooler.login_retry} s, server_login_retry){paused}"
     )
 
 

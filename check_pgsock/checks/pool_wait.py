@@ -23,9 +23,10 @@ socket. A slot that is refused is CRITICAL, without perfdata.
 Where the server lets PgBouncer in no more, clients are refused at once and nobody waits. A database
 without a server connection is CRITICAL then: earlier runs tell that there were requests since, and
 none was passed on; where nobody has asked again since the last run, nor within a minute, it is
-WARNING, for --over seconds at most. Clients that are refused while they log in (auth_query; PgBouncer before 1.17)
-leave no trace on the console, nor do sockets tell: OK, with a line where no pool has a server
-connection; a check of the server itself, or a query through PgBouncer, tells more.
+WARNING, for --over seconds at most. Clients that are refused while they log in (auth_query;
+PgBouncer before 1.17) leave no trace on the console, nor do sockets tell: OK, with a line where no
+pool has a server connection; a check of the server itself, or a query through PgBouncer, tells
+more.
 
 Without console: -p PORT of the pooler on this host estimates from its sockets, unprivileged. Of the
 clients that await an answer as many wait as there are more of them than busy server connections, at

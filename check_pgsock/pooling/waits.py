@@ -136,7 +136,7 @@ def find_refusing(
     found = {}
     for name, one in unserved.items():
         mine = [each for each in pools if each.database == name]
-        if pooler.is_paused(name) or any(_find_full(each, pooler) for each in mine):
+        if pooler.is_paused(name) or any(_find_limit(each, pooler) for each in mine):
             continue  # clients wait there, and give up
         connected = any(each.logged_in for each in mine)
         if not connected and one.requests > sum(each.waiting for each in mine):
@@ -177,17 +177,17 @@ def note_unconnected(waits: Sequence[PoolWait]) -> list[str]:
 def advise(one: PoolWait, pooler: Pooler) -> str:
     """Why clients of this pool wait, and what to do."""
     database = pooler.databases.get(one.pool.database)
-    connections = one.pool.connections
+    is_full = one.size is not None and 0 < one.size <= one.pool.connections
     if pooler.state in _PAUSED:
         return f"PgBouncer is {pooler.state}: RESUME ends it"
     if database is not None and database.paused:
         return f"the database is paused: RESUME {clean(one.pool.database, 63)} ends it"
-    full = _find_full(one.pool, pooler)
-    if full and not (one.size and connections >= one.size):
-        return full
+    limit = _find_limit(one.pool, pooler)
+    if limit and not is_full:
+        return limit
     if not one.pool.logged_in:
         return say_no_login(pooler)
-    if one.size and connections >= one.size:
+    if is_full:
         if one.pool.mode == SESSION:
             return (
                 "sessions hold them until their clients leave: fewer or shorter sessions, "
@@ -206,7 +206,7 @@ def advise(one: PoolWait, pooler: Pooler) -> str:
     )
 
 
-def _find_full(pool: Pool, pooler: Pooler) -> str:
+def _find_limit(pool: Pool, pooler: Pooler) -> str:
     """The limit besides its size that keeps a pool from opening a server connection, in words."""
     database, user = pooler.databases.get(pool.database), pooler.users.get(pool.user)
     if database is not None and 0 < database.max_connections <= database.connections:
